@@ -1,0 +1,87 @@
+"""What happened, as it happens. Progress bars, plain lines, logs and later notifications subscribe.
+
+Jobs are handed one `Emit` and call it; they never print. An event is published *before* its step is
+taken when its name is a present participle, and *after* it otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The root of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted(Event):
+    """A job began."""
+
+    verb: str
+    subject: str
+    """The backup's id, or what else the job is about."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageStarted(Event):
+    """A job came to its next stage."""
+
+    stage: str
+    """``read``, ``verify``, ``stage``, ``check``, ``swap``…"""
+    subject: str
+    """A component and source (``models``, ``database main``), or an id."""
+    total_bytes: int | None = None
+    """What the stage will go through, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed(Event):
+    """So much more was done since the last such event of the stage. Sent a few times a second at most."""
+
+    bytes_done: int
+    entries_done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Warned(Event):
+    """Something a person should know, that did not stop the job."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped(Warned):
+    """A socket, fifo or device was passed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted(Event):
+    """Something worth a line."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished(Event):
+    """A job ended well."""
+
+    verb: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFailed(Event):
+    """A job ended with an error."""
+
+    verb: str
+    subject: str
+    error: str
+
+
+Emit = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """For callers who listen to nothing."""

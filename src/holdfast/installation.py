@@ -1,0 +1,180 @@
+"""One service and its backups, put together: settings, keys, local state, repository, sources and targets."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from holdfast import __version__
+from holdfast.clock import Clock, system_clock
+from holdfast.config import BackupConfig, Settings, load_settings
+from holdfast.crypto import KeyRing, SigningKey, read_key_file
+from holdfast.errors import ConfigError, KeyMissing, RestoreError
+from holdfast.model import Component, Signature, SourceRecord
+from holdfast.repository.archive import ArchiveRepository, Seal
+from holdfast.sources._snapshot import take_snapshot
+from holdfast.sources._staging import FilesTarget
+from holdfast.sources.base import Restorable, Source
+from holdfast.sources.files import FilesSource
+from holdfast.sources.sqlite import SqliteSource, SqliteTarget
+from holdfast.state import LocalState
+from holdfast.storage.local import LocalStorage
+
+_NO_KEY = (
+    "Set ENCRYPTION_KEY to a passphrase, an age identity (AGE-SECRET-KEY-1…) or recipients (age1…); "
+    "`holdfast init` or `holdfast key new` makes an identity. BACKUP_ENCRYPT=false does without encryption."
+)
+
+ManualKey = Callable[[], "str | bytes | None"]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What jobs work with."""
+
+    settings: Settings
+    state: LocalState
+    clock: Clock
+    manual_key: ManualKey
+    """A key set by hand in this process; it wins over what is configured."""
+
+    @classmethod
+    def load(
+        cls,
+        root: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        config: BackupConfig | None = None,
+        *,
+        clock: Clock = system_clock,
+        manual_key: ManualKey = lambda: None,
+    ) -> Installation:
+        """Raises ConfigError for settings that are wrong. Makes nothing."""
+        environ = os.environ if environ is None else environ
+        settings = load_settings(root, environ, config)
+        state = LocalState.locate(environ, root=settings.root, backup_dir=settings.backup_dir)
+        return cls(settings, state, clock, manual_key)
+
+    @cached_property
+    def repository(self) -> ArchiveRepository:
+        return ArchiveRepository(
+            LocalStorage(self.settings.backup_dir),
+            self.state,
+            Seal(encrypt=self.settings.encrypt, keys=self.keys, sign=self.sign),
+            level=self.settings.compression_level,
+            host=socket.gethostname(),
+            tool=f"holdfast {__version__}",
+            clock=self.clock,
+        )
+
+    def keys(self) -> KeyRing:
+        """The keys to encrypt to and to decrypt with. Raises KeyMissing when there are none, or the key file is not
+        there; KeyWrong when one is malformed."""
+        if manual := self.manual_key():
+            return KeyRing.parse(manual)
+        if self.settings.encryption_key is not None:
+            return KeyRing.parse(self.settings.encryption_key.get_secret_value())
+        if self.settings.key_file is not None:
+            return read_key_file(self.settings.key_file)
+        raise KeyMissing("there is no key to encrypt or decrypt with", hint=_NO_KEY)
+
+    def signing_key(self) -> SigningKey:
+        """This host's own, made on first use."""
+        path = self.state.signing_key
+        if not path.exists():
+            self.state.make()
+            try:
+                SigningKey.generate().save(path)
+            except FileExistsError:
+                pass  # Another process was first.
+        return SigningKey.load(path)
+
+    def sign(self, statement: bytes) -> Signature:
+        key = self.signing_key()
+        return Signature(key=key.public, value=key.sign(statement))
+
+    def sources(self, components: Sequence[Component]) -> list[Source]:
+        """What there is to back up of these components, in the order of a backup."""
+        found: list[Source] = []
+        if "database" in components:
+            found += [
+                SqliteSource(
+                    spec.name,
+                    spec.sqlite_path(self.settings.root),
+                    self.settings.root,
+                    timeout=self.settings.database_timeout,
+                    clock=self.clock,
+                )
+                for spec in self.settings.databases
+            ]
+        found += [
+            FilesSource(
+                spec.component,
+                spec.name,
+                self.settings.root,
+                spec.paths,
+                exclude=spec.exclude,
+                never=(*spec.never, self.settings.backup_dir),
+                clock=self.clock,
+                snapshot=lambda path: take_snapshot(path, timeout=self.settings.database_timeout),
+            )
+            for spec in self.settings.files
+            if spec.component in components and spec.paths
+        ]
+        return found
+
+    def target(self, record: SourceRecord, *, create_parents: bool) -> Restorable:
+        """Where a source of a backup goes back to.
+
+        A backup is not believed about places: what lies outside the service root must be configured here.
+        Raises RestoreError.
+        """
+        if record.kind == "sqlite":
+            return SqliteTarget(
+                self._database_path(record),
+                timeout=self.settings.database_timeout,
+                create_parents=create_parents,
+            )
+        if record.kind == "files":
+            return FilesTarget({root: self._path(record, root) for root in record.roots})
+        raise RestoreError(
+            f"{record.component} {record.name} is {record.kind}, which this version cannot restore",
+            hint="Restore it with a newer Holdfast: `holdfast --version` shows yours.",
+        )
+
+    def _database_path(self, record: SourceRecord) -> Path:
+        try:
+            databases = self.settings.databases
+        except ConfigError:
+            databases = ()
+        for spec in databases:
+            if spec.name == record.name:
+                if spec.dialect != "sqlite":
+                    raise RestoreError(
+                        f"database {record.name} is SQLite in the backup and {spec.dialect} here",
+                        hint="Check DATABASE_URL, or restore elsewhere with --target DIR.",
+                    )
+                return spec.sqlite_path(self.settings.root)
+        if len(record.roots) != 1:
+            raise RestoreError(f"the backup does not say where database {record.name} was")
+        return self._path(record, record.roots[0])
+
+    def _path(self, record: SourceRecord, root: str) -> Path:
+        area, _, rest = root.partition("/")
+        if area == "files" and rest:
+            path = self.settings.root / rest
+            private = {self.settings.config_file, self.settings.key_file, self.settings.backup_dir}
+            if path in private or path.name.startswith(".holdfast-"):
+                raise RestoreError(f"{path} is Holdfast's own, and no restore replaces it")
+            return path
+        path = Path("/") / rest
+        configured = [known for spec in self.settings.files for known in spec.paths]
+        if area != "absolute" or path not in configured:
+            raise RestoreError(
+                f"{record.component} {record.name} was backed up from {path}, which is not configured here",
+                hint="Name it in holdfast.toml, or restore elsewhere with --target DIR.",
+            )
+        return path

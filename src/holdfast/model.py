@@ -1,0 +1,272 @@
+"""The nouns: what a backup is, what is inside one, and what a run reports."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, get_args
+
+from holdfast.clock import parse_timestamp
+from holdfast.errors import CorruptBackup, UsageError
+
+Component = Literal["database", "models", "config", "logs"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
+
+BackupType = Literal["full", "incremental", "config", "models"]
+BACKUP_TYPES: tuple[BackupType, ...] = get_args(BackupType)
+
+ID_PREFIXES: dict[BackupType, str] = {
+    "full": "full",
+    "incremental": "incr",
+    "config": "config",
+    "models": "models",
+}
+_ID = re.compile(r"(full|incr|config|models)_[0-9]{8}_[0-9]{6}")
+
+METADATA_VERSION = "1.0.0"
+
+
+def is_backup_id(text: str) -> bool:
+    """Whether `text` is a whole, well-formed backup id. No path is built from one that is not."""
+    return _ID.fullmatch(text) is not None
+
+
+def type_of_id(backup_id: str) -> BackupType:
+    """The type that a well-formed backup id names."""
+    prefix = backup_id.partition("_")[0]
+    return next(kind for kind, known in ID_PREFIXES.items() if known == prefix)
+
+
+def make_backup_id(kind: BackupType, moment: datetime) -> str:
+    """``full_20240101_020000``: the type and the moment, UTC, to the second."""
+    return f"{ID_PREFIXES[kind]}_{moment:%Y%m%d_%H%M%S}"
+
+
+def parse_components(names: object) -> tuple[Component, ...]:
+    """Component names from a caller, in canonical order, without repetition.
+
+    Raises UsageError for an unknown or missing name.
+    """
+    if isinstance(names, str) or not isinstance(names, (list, tuple, set, frozenset)):
+        raise UsageError(
+            f"components must be a list of names, not {names!r}", hint=f"Known: {', '.join(COMPONENTS)}."
+        )
+    unknown = sorted(str(name) for name in names if name not in COMPONENTS)
+    if unknown:
+        raise UsageError(
+            f"unknown component: {', '.join(unknown)}", hint=f"The components are {', '.join(COMPONENTS)}."
+        )
+    if not names:
+        raise UsageError("no component was named", hint=f"Name at least one of {', '.join(COMPONENTS)}.")
+    return tuple(component for component in COMPONENTS if component in names)
+
+
+EntryKind = Literal["file", "directory", "symlink", "hardlink", "deleted"]
+ENTRY_KINDS: tuple[EntryKind, ...] = get_args(EntryKind)
+
+
+class Entry(NamedTuple):
+    """One file, directory, link or dump inside a backup.
+
+    A named tuple, not a dataclass: a backup of 100,000 files makes 200,000 of them, and a frozen dataclass
+    costs five times as much to make.
+    """
+
+    path: str
+    """Its name inside the backup: ``files/models/a.bin``, ``absolute/srv/x``, ``database/main.db``.
+    Bytes that are not UTF-8 are surrogate escapes, as Python's file names have them."""
+    kind: EntryKind
+    size: int = 0
+    """Bytes of content."""
+    mode: int = 0
+    """Permission bits, with set-uid, set-gid and sticky: at most 0o7777."""
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    inode: int = 0
+    digest: str = ""
+    """SHA-256 of the content, in hex; files only."""
+    target: str = ""
+    """What a symlink says, or the entry path that a hard link shares."""
+    xattrs: dict[str, bytes] | None = None
+    sparse: bool = False
+    """The file had holes; zeros are written back as holes."""
+    token: str = ""
+    """For a SQLite file: the state of its ``-wal`` and ``-journal`` as well. Empty when it has neither."""
+    racy: bool = False
+    """It was modified so shortly before it was read that a later change could leave its times as they are."""
+
+
+def order_key(path: str) -> str:
+    """Entries of a source are ordered by this: a directory, then what is in it, names by code point."""
+    return path.replace("/", "\0")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRecord:
+    """What a backup remembers of a source: never a secret, and never trusted as a place to write to."""
+
+    component: Component
+    name: str
+    kind: str
+    """``files``, ``sqlite``, and later ``postgresql`` and so on."""
+    roots: tuple[str, ...] = ()
+    """Entry paths of what was configured: ``files/models``; for a database, where its file was."""
+    moment: dict[str, Any] = field(default_factory=dict)
+    """Which moment of a database this is: a change counter, row counts, a log position."""
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Sources stand in a backup in this order."""
+        return COMPONENTS.index(self.component), self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A host's word that it made this backup."""
+
+    key: str
+    """The Ed25519 public key, base64."""
+    value: str
+    """The signature, base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestLocation:
+    """Where the manifest is in an archive, and what it hashes to."""
+
+    digest: str
+    """SHA-256 of the manifest, hex."""
+    size: int
+    """Bytes of the manifest."""
+    compressed_offset: int
+    """Where the gzip block begins that holds the manifest's tar header, in bytes of the (decrypted) archive."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupMetadata:
+    """What ``<id>.metadata.json`` says. The contract's eight fields come first."""
+
+    backup_id: str
+    timestamp: str
+    version: str
+    type: BackupType
+    size_bytes: int
+    checksum: str
+    components: tuple[Component, ...]
+    status: str
+
+    parent: str | None = None
+    encrypted: bool = False
+    entries: int = 0
+    source_bytes: int = 0
+    """Bytes of content that the backup stands for, before compression."""
+    duration_seconds: float = 0.0
+    host: str = ""
+    tool: str = ""
+    tags: tuple[str, ...] = ()
+    pinned: bool = False
+    warnings: int = 0
+    manifest: ManifestLocation | None = None
+    signature: Signature | None = None
+    error_message: str | None = None
+
+    @property
+    def is_good(self) -> bool:
+        return self.status == "success"
+
+    @property
+    def moment(self) -> datetime:
+        """`timestamp` as an aware datetime."""
+        return parse_timestamp(self.timestamp)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, the contract's eight fields first; what is empty is left out."""
+        plain = asdict(self)
+        contract = list(plain)[:8]
+        return {
+            name: value for name, value in plain.items() if name in contract or value not in (None, (), "")
+        }
+
+    @classmethod
+    def from_json(cls, data: object, *, what: str) -> BackupMetadata:
+        """Reads what `to_json` wrote; unknown fields are passed over. Raises CorruptBackup, naming `what`."""
+        if not isinstance(data, dict):
+            raise CorruptBackup(f"{what} is not a JSON object")
+        try:
+            known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
+            known["components"] = parse_components(known["components"])
+            known["tags"] = tuple(str(tag) for tag in known.get("tags", ()))
+            if known.get("manifest") is not None:
+                known["manifest"] = _location(known["manifest"])
+            if known.get("signature") is not None:
+                known["signature"] = Signature(
+                    str(known["signature"]["key"]), str(known["signature"]["value"])
+                )
+            metadata = cls(**known)
+            _check(metadata)
+        except (KeyError, TypeError, ValueError, UsageError) as error:
+            raise CorruptBackup(f"{what} is not a backup's metadata: {error!s}") from error
+        return metadata
+
+
+def _location(data: dict[str, Any]) -> ManifestLocation:
+    return ManifestLocation(
+        digest=str(data["digest"]), size=int(data["size"]), compressed_offset=int(data["compressed_offset"])
+    )
+
+
+def _check(metadata: BackupMetadata) -> None:
+    numbers = (metadata.size_bytes, metadata.entries, metadata.source_bytes, metadata.warnings)
+    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in numbers):
+        raise ValueError("a size or count is not a sensible number")
+    if not is_backup_id(str(metadata.backup_id)):
+        raise ValueError(f"{metadata.backup_id!r} is not a backup id")
+    if metadata.type != type_of_id(metadata.backup_id):
+        raise ValueError(f"type {metadata.type!r} does not fit id {metadata.backup_id}")
+    if metadata.parent is not None and not is_backup_id(str(metadata.parent)):
+        raise ValueError(f"parent {metadata.parent!r} is not a backup id")
+    if not isinstance(metadata.pinned, bool) or not isinstance(metadata.encrypted, bool):
+        raise TypeError("pinned and encrypted are true or false")
+    if not isinstance(metadata.checksum, str) or not isinstance(metadata.status, str):
+        raise TypeError("checksum and status are strings")
+    location = metadata.manifest
+    if location is not None and not (0 <= location.size < 2**50 and 0 <= location.compressed_offset < 2**63):
+        raise ValueError("the manifest's place is not a sensible number")
+    parse_timestamp(metadata.timestamp)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run did."""
+
+    metadata: BackupMetadata
+    warnings: tuple[str, ...] = ()
+    """The first hundred; `metadata.warnings` counts them all."""
+    bytes_read: int = 0
+    skipped: int = 0
+    """Sockets, fifos and devices."""
+    notes: tuple[str, ...] = ()
+    """Worth a line in a summary, and no reason for concern."""
+
+
+def is_unchanged(known: Entry, now: Entry) -> bool:
+    """Whether an entry is as the parent has it, judged without reading it.
+
+    Where a SQLite file has a log beside it, `token` stands for the sizes.
+    """
+    return (
+        known.mtime_ns == now.mtime_ns
+        and known.ctime_ns == now.ctime_ns
+        and known.inode == now.inode
+        and known.token == now.token
+        and (known.size == now.size or bool(now.token))
+        and known.kind == now.kind
+        and known.mode == now.mode
+        and known.uid == now.uid
+        and known.gid == now.gid
+        and known.target == now.target
+        and not known.racy
+    )
