@@ -1,0 +1,189 @@
+"""A directory of the local file system as a storage.
+
+Uploads are written to ``temp/``, fsynced, read back, and linked to their name: a name appears whole or not
+at all, and never replaces another. Files are 0600, directories 0700.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from holdfast.durable import explained, file_lock, free_bytes, replace_file, sync_directory
+from holdfast.errors import StorageError
+
+_TEMP = "temp"
+_READ_BACK = 1 << 20
+
+
+class LocalStorage:
+    """Implements `holdfast.storage.base.Storage`. The directory is made when first written to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def create(self, name: str) -> LocalUpload:
+        target = self._path(name)
+        if target.exists():
+            raise StorageError(f"{target} already exists")
+        with explained(f"cannot write to {self.directory}"):
+            self._make(target.parent)
+            self._make(self.directory / _TEMP)
+            return LocalUpload(
+                self.directory / _TEMP / f"{target.name}.{secrets.token_hex(4)}.partial", target
+            )
+
+    def put(self, name: str, data: bytes) -> None:
+        target = self._path(name)
+        with explained(f"cannot write {target}"):
+            self._make(target.parent)
+            replace_file(target, data)
+
+    def open(self, name: str) -> LocalFile:
+        return LocalFile(self._path(name))
+
+    def get(self, name: str, *, limit: int) -> bytes:
+        with self.open(name) as file:
+            if file.size > limit:
+                raise StorageError(
+                    f"{self._path(name)} has {file.size} bytes, more than the {limit} it may have"
+                )
+            return file.read_at(0, limit)
+
+    def exists(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def names(self, prefix: str) -> Iterator[str]:
+        try:
+            found = sorted(os.listdir(self._path(prefix)))
+        except FileNotFoundError:
+            return
+        for name in found:
+            yield prefix + name
+
+    def delete(self, name: str) -> None:
+        path = self._path(name)
+        with explained(f"cannot delete {path}"):
+            path.unlink(missing_ok=True)
+            if path.parent.exists():
+                sync_directory(path.parent)
+
+    def free_bytes(self) -> int | None:
+        return free_bytes(self.directory)
+
+    @contextmanager
+    def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
+        with explained(f"cannot write to {self.directory}"):
+            self._make(self.directory / _TEMP)
+        with file_lock(
+            self.directory / _TEMP / f"{name}.lock", shared=shared, what=f"{self.directory} ({name})"
+        ):
+            yield
+
+    def sweep(self) -> list[str]:
+        temp = self.directory / _TEMP
+        left = sorted(temp.glob("*.partial")) if temp.is_dir() else []
+        for path in left:
+            path.unlink(missing_ok=True)
+        return [path.name for path in left]
+
+    def _path(self, name: str) -> Path:
+        if name.startswith("/") or ".." in name.split("/") or "\0" in name:
+            raise StorageError(f"{name!r} is not a name in a storage")
+        return self.directory / name
+
+    def _make(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+class LocalUpload:
+    """Implements `holdfast.storage.base.Upload`."""
+
+    def __init__(self, partial: Path, target: Path) -> None:
+        self.size = 0
+        self._partial = partial
+        self._target = target
+        self._fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._written = hashlib.sha256()
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        self._written.update(view)
+        done = 0
+        with explained(f"cannot write {self._partial}"):
+            while done < len(view):
+                done += os.write(self._fd, view[done:])
+        self.size += done
+        return done
+
+    def publish(self) -> str:
+        try:
+            with explained(f"cannot write {self._target}"):
+                os.fsync(self._fd)
+                checksum = self._read_back()
+                # A link, unlike a rename, fails when the name is taken.
+                os.link(self._partial, self._target)
+                self._partial.unlink()
+                sync_directory(self._target.parent)
+        finally:
+            self.abort()
+        return checksum
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._partial.unlink(missing_ok=True)
+
+    def _read_back(self) -> str:
+        seen = hashlib.sha256()
+        buffer = bytearray(_READ_BACK)
+        size = 0
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        while count := os.readv(self._fd, [buffer]):
+            seen.update(memoryview(buffer)[:count])
+            size += count
+        if size != self.size or seen.digest() != self._written.digest():
+            raise StorageError(
+                f"{self._target.name}: read back {size} bytes that are not the {self.size} that were written",
+                hint="Suspect the disk or the memory of this machine before you trust either again.",
+            )
+        return seen.hexdigest()
+
+
+class LocalFile:
+    """Implements `holdfast.storage.base.RandomAccess`."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._fd).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._fd, length, offset)
+        if len(data) == length or not data:
+            return data
+        pieces = [data]
+        done = len(data)
+        while done < length and (data := os.pread(self._fd, length - done, offset + done)):
+            pieces.append(data)
+            done += len(data)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
