@@ -1,0 +1,373 @@
+"""The manifest: JSON lines, written and read as a stream. docs/archive-format.md describes it for other readers.
+
+A list in the local state has the same lines, resolved: an incremental's list is what a full backup's manifest
+would have been.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from json.encoder import encode_basestring_ascii as _quote
+from typing import IO, Any, NamedTuple
+
+from holdfast.errors import CorruptBackup, HostileBackup, UsageError
+from holdfast.model import (
+    ENTRY_KINDS,
+    BackupType,
+    Component,
+    Entry,
+    SourceRecord,
+    is_backup_id,
+    order_key,
+    parse_components,
+)
+
+VERSION = 1
+NAME = "MANIFEST.jsonl"
+
+LINE_LIMIT = 1 << 20
+"""No line is longer: chunks and blocks are listed so many to a line that it cannot be."""
+CHUNKS_PER_LINE = 1024
+BLOCKS_PER_LINE = 4096
+
+_PATH = re.compile(r"(?:files|absolute|database)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_SIZE_LIMIT = 1 << 60
+
+_SOURCE = b'{"source":'
+_PART = (b'{"data":', b'{"copy":')
+_ENTRY = b'{"path":'
+
+SourceKey = tuple[str, str]
+"""Component and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The manifest's first line."""
+
+    id: str
+    type: BackupType
+    time: str
+    host: str
+    tool: str
+    components: tuple[Component, ...]
+    parent: str | None = None
+    parent_manifest: str | None = None
+    """SHA-256 of the parent's manifest: a signature covers the whole chain."""
+    tags: tuple[str, ...] = ()
+
+
+class Row(NamedTuple):
+    """An entry's line."""
+
+    entry: Entry
+    offset: int | None
+    """Where its content begins in the tar, when it is there in one stretch."""
+    parts: int
+    """How many part lines follow."""
+    line: bytes
+
+
+class Part(NamedTuple):
+    """A stretch of a large file's content."""
+
+    copy: bool
+    """It is in the parent's version of the file, at `offset`; else in this archive's tar, at `offset`."""
+    offset: int
+    length: int
+    chunks: list[tuple[int, str]]
+    """Length and SHA-256 of each chunk; empty for a copy."""
+
+
+def header_line(header: Header) -> bytes:
+    return _line({"holdfast": VERSION, **{key: value for key, value in asdict(header).items() if value}})
+
+
+def source_line(key: SourceKey, *, whole: bool) -> bytes:
+    """Begins the entries of a source. `whole`: what the parent has of it does not count."""
+    return _line({"source": {"component": key[0], "name": key[1], "whole": whole}})
+
+
+def entry_line(entry: Entry, offset: int | None = None, parts: int = 0) -> bytes:
+    # Formatted by hand: json.dumps takes four times as long, and there is a line for every small file.
+    text = (
+        f'{{"path":{_quote(entry.path)},"kind":"{entry.kind}","size":{entry.size},"mode":"{entry.mode:04o}",'
+        f'"uid":{entry.uid},"gid":{entry.gid},"mtime_ns":{entry.mtime_ns},"ctime_ns":{entry.ctime_ns},'
+        f'"inode":{entry.inode}'
+    )
+    if entry.digest:
+        text += f',"sha256":"{entry.digest}"'
+    if offset is not None:
+        text += f',"offset":{offset}'
+    if entry.target:
+        text += f',"target":{_quote(entry.target)}'
+    if entry.xattrs:
+        encoded = {key: base64.b64encode(value).decode() for key, value in entry.xattrs.items()}
+        text += f',"xattrs":{json.dumps(encoded, separators=(",", ":"))}'
+    if entry.sparse:
+        text += ',"sparse":true'
+    if entry.token:
+        text += f',"token":{_quote(entry.token)}'
+    if entry.racy:
+        text += ',"racy":true'
+    if parts:
+        text += f',"parts":{parts}'
+    return (text + "}\n").encode()
+
+
+def deleted_line(path: str) -> bytes:
+    return f'{{"path":{_quote(path)},"kind":"deleted"}}\n'.encode()
+
+
+def part_line(part: Part) -> bytes:
+    if part.copy:
+        return b'{"copy":%d,"length":%d}\n' % (part.offset, part.length)
+    return _line({"data": part.offset, "chunks": part.chunks})
+
+
+def blocks_lines(blocks: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """Compressed and raw length of every gzip block before the manifest's own."""
+    batch: list[tuple[int, int]] = []
+    for block in blocks:
+        batch.append(block)
+        if len(batch) == BLOCKS_PER_LINE:
+            yield _line({"blocks": batch})
+            batch = []
+    if batch:
+        yield _line({"blocks": batch})
+
+
+def end_line(entries: int, size: int, sources: Iterable[SourceRecord]) -> bytes:
+    return _line(
+        {"end": {"entries": entries, "bytes": size, "sources": [asdict(record) for record in sources]}}
+    )
+
+
+def _line(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":")).encode() + b"\n"
+
+
+def parse_header(line: bytes) -> Header:
+    """Raises CorruptBackup; also for a version that this program does not know."""
+    data = _parse(line)
+    version = data.pop("holdfast", None)
+    if version != VERSION:
+        raise CorruptBackup(
+            f"the manifest has version {version!r}, and this program reads version {VERSION}",
+            hint="Restore with a newer Holdfast, or with tar: `holdfast --version` shows yours.",
+        )
+    try:
+        header = Header(
+            id=str(data["id"]),
+            type=data["type"],
+            time=str(data["time"]),
+            host=str(data["host"]),
+            tool=str(data["tool"]),
+            components=parse_components(data["components"]),
+            parent=data.get("parent"),
+            parent_manifest=data.get("parent_manifest"),
+            tags=tuple(str(tag) for tag in data.get("tags", ())),
+        )
+    except (KeyError, TypeError, UsageError) as error:
+        raise CorruptBackup(f"the manifest's first line is not well-formed: {error}") from error
+    if not is_backup_id(header.id) or not (header.parent is None or is_backup_id(str(header.parent))):
+        raise HostileBackup("the manifest's ids are not backup ids")
+    if (header.parent is None) != (header.type != "incremental"):
+        raise CorruptBackup(
+            f"{header.id}: type {header.type!r} and parent {header.parent!r} contradict each other"
+        )
+    return header
+
+
+def parse_end(line: bytes) -> tuple[int, int, list[SourceRecord]]:
+    """Number of entries, bytes of content, sources."""
+    try:
+        end = _parse(line)["end"]
+        records = [
+            SourceRecord(
+                component=parse_components([item["component"]])[0],
+                name=_name(item["name"]),
+                kind=str(item["kind"]),
+                roots=tuple(_path(root) for root in item["roots"]),
+                moment=dict(item["moment"]),
+            )
+            for item in end["sources"]
+        ]
+        return _count(end["entries"]), _count(end["bytes"]), records
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise CorruptBackup(f"the manifest's last line is not well-formed: {error}") from error
+
+
+def source_of(line: bytes) -> tuple[SourceKey, bool] | None:
+    """The source that a line begins, and whether it stands whole; None for any other line."""
+    if not line.startswith(_SOURCE):
+        return None
+    try:
+        data = _parse(line)["source"]
+        return (parse_components([data["component"]])[0], _name(data["name"])), bool(data["whole"])
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise CorruptBackup(
+            f"the manifest begins a source in a way that is not well-formed: {error}"
+        ) from error
+
+
+def parse_blocks(line: bytes) -> list[tuple[int, int]] | None:
+    """The blocks that a line lists; None for any other line."""
+    if not line.startswith(b'{"blocks":'):
+        return None
+    try:
+        return [(_count(compressed), _count(raw)) for compressed, raw in _parse(line)["blocks"]]
+    except (TypeError, ValueError) as error:
+        raise CorruptBackup(f"the manifest lists blocks in a way that is not well-formed: {error}") from error
+
+
+def parse_entry(line: bytes) -> Row:
+    """Raises CorruptBackup, or HostileBackup for a path that could lead outside a target."""
+    data = _parse(line)
+    try:
+        kind = data["kind"]
+        if kind not in ENTRY_KINDS:
+            raise CorruptBackup(f"the manifest has an entry of kind {kind!r}")
+        path = _path(data["path"])
+        if kind == "deleted":
+            return Row(Entry(path, kind), None, 0, line)
+        digest = data.get("sha256", "")
+        if (kind == "file") != bool(digest) or (digest and not _DIGEST.fullmatch(digest)):
+            raise CorruptBackup(f"{path}: its digest is not well-formed")
+        target = data.get("target", "")
+        if kind == "hardlink":
+            _path(target)
+        elif (kind == "symlink") != bool(target) or "\0" in target:
+            raise CorruptBackup(f"{path}: its link target is not well-formed")
+        xattrs = data.get("xattrs")
+        offset = data.get("offset")
+        entry = Entry(
+            path,
+            kind,
+            _count(data["size"]),
+            int(data["mode"], 8) & 0o7777,
+            _count(data["uid"]),
+            _count(data["gid"]),
+            int(data["mtime_ns"]),
+            int(data["ctime_ns"]),
+            _count(data["inode"], 1 << 64),
+            digest,
+            target,
+            {str(key): base64.b64decode(value) for key, value in xattrs.items()} if xattrs else None,
+            data.get("sparse") is True,
+            str(data.get("token", "")),
+            data.get("racy") is True,
+        )
+        return Row(entry, None if offset is None else _count(offset), _count(data.get("parts", 0)), line)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptBackup(f"the manifest has a line that is not well-formed: {error!r}") from error
+
+
+def parse_part(line: bytes) -> Part:
+    try:
+        data = _parse(line)
+        if "copy" in data:
+            return Part(True, _count(data["copy"]), _count(data["length"]), [])
+        chunks = [(_count(length), str(digest)) for length, digest in data["chunks"]]
+        return Part(False, _count(data["data"]), sum(length for length, _ in chunks), chunks)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptBackup(f"the manifest has a part that is not well-formed: {error}") from error
+
+
+class Lines:
+    """The lines of a file from where it stands, as a cursor: `line` is the one it stands on, empty at the end.
+
+    Raises CorruptBackup for an absurdly long one.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.line = b""
+        self.advance()
+
+    def advance(self) -> None:
+        self.line = self._file.readline(LINE_LIMIT + 1)
+        if len(self.line) > LINE_LIMIT:
+            raise CorruptBackup("the manifest has an absurdly long line")
+
+
+class Rows:
+    """The entries of one source, in order, as a cursor: `row` is the one it stands on, None at the end.
+
+    `parts` gives the lines of the row's parts; whoever does not ask for them passes over them. An entry out of
+    order, repeated, or beneath something that is not a directory is refused.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        """`lines` stands on the first line after the one that begins the source."""
+        self.row: Row | None = None
+        self._lines = lines
+        self._unread = 0
+        self._key = ""
+        self._leaf = "\0"
+        self.advance()
+
+    def advance(self) -> None:
+        if self._unread:
+            for _ in self.parts():
+                pass
+        line = self._lines.line
+        if not line.startswith(_ENTRY):
+            self.row = None
+            return
+        row = parse_entry(line)
+        kind = row.entry.kind
+        key = order_key(row.entry.path)
+        if key <= self._key:
+            raise HostileBackup(f"{row.entry.path!r} is repeated, or out of order, in the manifest")
+        if key.startswith(self._leaf) and kind != "deleted":
+            raise HostileBackup(f"{row.entry.path!r} lies beneath something that is not a directory")
+        if kind != "directory" and kind != "deleted":
+            self._leaf = key + "\0"
+        self._key = key
+        self._unread = row.parts
+        self.row = row
+        self._lines.advance()
+
+    def parts(self) -> Iterator[bytes]:
+        while self._unread:
+            self._unread -= 1
+            line = self._lines.line
+            if not line.startswith(_PART):
+                raise CorruptBackup("the manifest ends in the middle of a file's parts")
+            yield line
+            self._lines.advance()
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CorruptBackup("the manifest has a line that is not JSON") from error
+    if not isinstance(data, dict):
+        raise CorruptBackup("the manifest has a line that is not a JSON object")
+    return data
+
+
+def _path(value: object) -> str:
+    if not isinstance(value, str) or not _PATH.fullmatch(value) or len(value) > 65536:
+        raise HostileBackup(f"{value!r:.200} is not a path that a backup may hold")
+    return value
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r:.80} is not a source's name")
+    return value
+
+
+def _count(value: object, limit: int = _SIZE_LIMIT) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < limit:
+        raise ValueError(f"{value!r:.80} is not a sensible number")
+    return value

@@ -1,0 +1,31 @@
+"""Where the archive format keeps its files in a storage."""
+
+from __future__ import annotations
+
+from holdfast.model import BACKUP_TYPES, BackupMetadata, BackupType, type_of_id
+
+DIRECTORIES: dict[BackupType, str] = {kind: f"{kind}/" for kind in BACKUP_TYPES}
+_METADATA = ".metadata.json"
+
+
+def archive_name(backup_id: str, *, encrypted: bool) -> str:
+    return f"{DIRECTORIES[type_of_id(backup_id)]}{backup_id}.tar.gz" + (".enc" if encrypted else "")
+
+
+def metadata_name(backup_id: str) -> str:
+    return f"{DIRECTORIES[type_of_id(backup_id)]}{backup_id}{_METADATA}"
+
+
+def archive_of(metadata: BackupMetadata) -> str:
+    return archive_name(metadata.backup_id, encrypted=metadata.encrypted)
+
+
+def id_of_metadata(name: str) -> str | None:
+    """The id in a metadata file's name; None for any other name."""
+    return name.rpartition("/")[2].removesuffix(_METADATA) if name.endswith(_METADATA) else None
+
+
+def id_of_archive(name: str) -> str | None:
+    """The id in an archive's file name; None for any other name."""
+    base = name.rpartition("/")[2].removesuffix(".enc")
+    return base.removesuffix(".tar.gz") if base.endswith(".tar.gz") else None

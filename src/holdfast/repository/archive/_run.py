@@ -1,0 +1,307 @@
+"""One archive being written: a tar of entries, a manifest last, compressed, perhaps encrypted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO
+
+from holdfast.crypto import Recipient, SealingWriter
+from holdfast.durable import private_file
+from holdfast.errors import RepositoryError, SizeLimitExceeded, SourceChanged
+from holdfast.model import BackupMetadata, Component, Entry, ManifestLocation, SourceRecord, order_key
+from holdfast.repository.archive import _manifest as manifest
+from holdfast.repository.archive import _tar as tar
+from holdfast.repository.archive._gzip_writer import GzipWriter
+from holdfast.repository.archive._manifest import Header, Row, Rows
+from holdfast.repository.archive._parent import ChunkTable, ParentList
+from holdfast.repository.archive._parts import PartsWriter, Pieces, chunks
+from holdfast.repository.base import Stored
+from holdfast.storage.base import Upload
+
+# What an incremental carries of a large file, and a dump whose size is not known before its end, are written as
+# members of at most so many bytes: a tar header must know its member's size.
+_PIECE = 32 << 20
+_PATCH_PIECE = 8 << 20
+
+
+class ArchiveRun:
+    """Implements `holdfast.repository.base.Run`."""
+
+    def __init__(
+        self,
+        header: Header,
+        upload: Upload,
+        *,
+        level: int,
+        recipients: tuple[Recipient, ...],
+        max_bytes: int | None,
+        parent: ParentList | None,
+        publish: Callable[[ArchiveRun, int, float], BackupMetadata],
+    ) -> None:
+        """`publish` makes the finished archive a backup, given the warnings and the seconds it took."""
+        self.backup_id = header.id
+        self.warnings: list[str] = []
+        self.committed: BackupMetadata | None = None
+        self._publish = publish
+        self.entries = 0
+        self.source_bytes = 0
+        self._upload = upload
+        self._parent = parent
+        self._rows: Rows | None = None
+        self._hidden = "\0"
+        self._key = ""
+        self._records: list[SourceRecord] = []
+        self._manifest = private_file()
+        self._resolved = private_file() if parent is not None else None
+        sink = _Limited(upload, max_bytes)
+        self._seal = SealingWriter(sink, recipients) if recipients else None
+        self._gzip = GzipWriter(self._seal or sink, level)
+        self._line(manifest.header_line(header))
+
+    def begin_source(self, component: Component, name: str) -> bool:
+        key = (component, name)
+        self._rows = self._parent.rows(key) if self._parent is not None else None
+        self._line(manifest.source_line(key, whole=self._rows is None))
+        self._hidden = "\0"
+        self._key = ""
+        return self._rows is not None
+
+    def known(self, path: str) -> Row | None:
+        rows = self._rows
+        if rows is None or rows.row is None:
+            return None
+        wanted = order_key(path)
+        while rows.row is not None:
+            key = order_key(rows.row.entry.path)
+            if key == wanted:
+                return rows.row
+            if key > wanted:
+                return None
+            self._delete(rows.row.entry.path, key)
+            rows.advance()
+        return None
+
+    def keep(self, known: Row) -> None:
+        assert self._rows is not None
+        self._count(known.entry)
+        if self._resolved is not None:
+            self._resolved.write(known.line)
+            self._resolved.writelines(self._rows.parts())
+        self._rows.advance()
+
+    def add(self, entry: Entry, content: Stored | None, known: Row | None) -> Entry:
+        key = order_key(entry.path)
+        if key <= self._key:
+            # No reader would take such a manifest: better no backup than one that cannot be restored.
+            raise RepositoryError(f"{entry.path} came out of order, after {self._key!r}")
+        if content is None:
+            self._gzip.write(tar.header(entry))
+            self._line(manifest.entry_line(entry))
+        elif content.data is not None:
+            entry = self._add_small(entry, content.data)
+        elif content.stream is not None:
+            if content.size is None:
+                entry = self._add_pieces(entry, content.stream, None, entry.path, _PIECE)
+            elif known is not None and known.parts and self._rows is not None:
+                table = ChunkTable(self._rows.parts())
+                try:
+                    entry = self._add_pieces(
+                        entry, content.stream, table, f"changed/{entry.path}", _PATCH_PIECE
+                    )
+                finally:
+                    table.close()
+            else:
+                entry = self._add_large(entry, content.stream, content.size)
+        if known is not None and self._rows is not None:
+            self._rows.advance()
+        self._count(entry)
+        self._key = key
+        return entry
+
+    def end_source(self, record: SourceRecord) -> None:
+        if self._rows is not None:
+            while (row := self._rows.row) is not None:
+                self._delete(row.entry.path, order_key(row.entry.path))
+                self._rows.advance()
+        self._rows = None
+        self._records.append(record)
+
+    def commit(self, *, warnings: int, duration_seconds: float) -> BackupMetadata:
+        self.committed = self._publish(self, warnings, duration_seconds)
+        return self.committed
+
+    def finish(self) -> tuple[ManifestLocation, str, int]:
+        """Writes the manifest and makes the archive durable.
+
+        Returns the manifest's place, and the SHA-256 and size of the archive's file.
+        """
+        compressed_offset, _ = self._gzip.cut()
+        for line in manifest.blocks_lines(self._gzip.blocks):
+            self._manifest.write(line)
+        end = manifest.end_line(self.entries, self.source_bytes, self._records)
+        self._line(end)
+        size = self._manifest.tell()
+        self._gzip.write(tar.header(Entry(manifest.NAME, "file", size, 0o600)))
+        digest = hashlib.sha256()
+        for piece in _contents(self._manifest):
+            digest.update(piece)
+            self._gzip.write(piece)
+        self._gzip.write(tar.padding(size) + tar.END)
+        self._gzip.close()
+        if self._seal is not None:
+            self._seal.close()
+        location = ManifestLocation(digest.hexdigest(), size, compressed_offset)
+        checksum = self._upload.publish()
+        return location, checksum, self._upload.size
+
+    def resolved(self) -> Iterator[bytes]:
+        """The lines of this backup's list: what a full backup's manifest would have said."""
+        return _contents(self._resolved or self._manifest)
+
+    def abort(self) -> None:
+        """Forgets what is not committed, and frees what the run holds."""
+        self._gzip.abort()
+        self._upload.abort()
+        self._manifest.close()
+        if self._resolved is not None:
+            self._resolved.close()
+
+    def _add_small(self, entry: Entry, data: bytes) -> Entry:
+        size = len(data)
+        entry = entry._replace(size=size, digest=hashlib.sha256(data).hexdigest())
+        head = tar.header(entry)
+        offset = self._gzip.raw_size + len(head)
+        self._gzip.write(b"".join((head, data, tar.padding(size))))
+        self._line(manifest.entry_line(entry, offset))
+        return entry
+
+    def _add_large(self, entry: Entry, stream: Pieces, size: int) -> Entry:
+        """Writes a file of known size as one member."""
+        entry = entry._replace(size=size)
+        self._gzip.write(tar.header(entry))
+        start = self._gzip.raw_size
+        parts = PartsWriter()
+        whole = hashlib.sha256()
+        try:
+            for chunk in chunks(stream):
+                parts.data(self._gzip.raw_size, len(chunk), hashlib.sha256(chunk).hexdigest())
+                whole.update(chunk)
+                self._gzip.write(chunk)
+        finally:
+            # Also when the file turns out to have changed: the member must be as long as its header says. Another
+            # of the same name will follow, and tar lets the last one win.
+            written = self._gzip.raw_size - start
+            self._zeros(size - written)
+            self._gzip.write(tar.padding(size))
+        if written != size:
+            raise SourceChanged(f"{entry.path} gave {written} bytes instead of {size}")
+        entry = entry._replace(digest=whole.hexdigest())
+        self._line(manifest.entry_line(entry, start, parts.finish()), parts.drain())
+        return entry
+
+    def _add_pieces(
+        self, entry: Entry, stream: Pieces, table: ChunkTable | None, name: str, limit: int
+    ) -> Entry:
+        """Writes what `table` lacks of a stream as numbered members."""
+        parts, resolved = PartsWriter(), PartsWriter()
+        whole = hashlib.sha256()
+        size = 0
+        piece = _Piece(self._gzip, entry, name)
+        for chunk in chunks(stream):
+            digest = hashlib.sha256(chunk)
+            whole.update(chunk)
+            held = table.find(digest.digest()) if table is not None else None
+            if held is None:
+                parts.data(piece.take(chunk), len(chunk), digest.hexdigest())
+                if piece.length >= limit:
+                    piece.flush()
+            else:
+                parts.copy(held, len(chunk))
+            resolved.data(size, len(chunk), digest.hexdigest())
+            size += len(chunk)
+        piece.flush()
+        entry = entry._replace(size=size, digest=whole.hexdigest())
+        self._manifest.write(manifest.entry_line(entry, None, parts.finish()))
+        self._manifest.writelines(parts.drain())
+        if self._resolved is not None:
+            self._resolved.write(manifest.entry_line(entry, None, resolved.finish()))
+            self._resolved.writelines(resolved.drain())
+        return entry
+
+    def _zeros(self, count: int) -> None:
+        while count > 0:
+            step = min(count, 1 << 20)
+            self._gzip.write(bytes(step))
+            count -= step
+
+    def _line(self, line: bytes, following: Iterable[bytes] = ()) -> None:
+        self._manifest.write(line)
+        if self._resolved is not None:
+            self._resolved.write(line)
+        for other in following:
+            self._manifest.write(other)
+            if self._resolved is not None:
+                self._resolved.write(other)
+
+    def _count(self, entry: Entry) -> None:
+        self.entries += 1
+        self.source_bytes += entry.size if entry.kind == "file" else 0
+
+    def _delete(self, path: str, key: str) -> None:
+        if key.startswith(self._hidden):
+            return
+        self._manifest.write(manifest.deleted_line(path))
+        self._hidden = key + "\0"
+
+
+class _Piece:
+    """A member that grows until it is flushed."""
+
+    def __init__(self, gzip: GzipWriter, entry: Entry, name: str) -> None:
+        self._gzip = gzip
+        self._entry = entry._replace(xattrs=None)
+        self._name = name
+        self._number = 1
+        self._buffer = bytearray()
+
+    @property
+    def length(self) -> int:
+        return len(self._buffer)
+
+    def take(self, data: memoryview) -> int:
+        """Adds to the member, and returns where in the tar the data will lie."""
+        offset: int = self._gzip.raw_size + len(self._header(0)) + len(self._buffer)
+        self._buffer += data
+        return offset
+
+    def flush(self) -> None:
+        if not self._buffer:
+            return
+        self._gzip.write(self._header(len(self._buffer)))
+        self._gzip.write(self._buffer)
+        self._gzip.write(tar.padding(len(self._buffer)))
+        self._buffer = bytearray()
+        self._number += 1
+
+    def _header(self, size: int) -> bytes:
+        return tar.header(self._entry, name=f"{self._name}.{self._number:05d}", size=size)
+
+
+class _Limited:
+    """Stops a backup before it fills the disk."""
+
+    def __init__(self, upload: Upload, limit: int | None) -> None:
+        self._upload = upload
+        self._limit = limit
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        if self._limit is not None and self._upload.size + len(data) > self._limit:
+            raise SizeLimitExceeded(f"the backup would be larger than {self._limit / 1e9:g} GB")
+        return self._upload.write(data)
+
+
+def _contents(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    while piece := file.read(1 << 20):
+        yield piece

@@ -1,0 +1,148 @@
+"""The protocols of a repository: how a run stores a backup, and how one is read back.
+
+Restore, verify, expire, export and the scheduler are written once, over these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from holdfast.model import BackupMetadata, BackupType, Component, Entry, Signature, SourceRecord
+
+Pieces = Iterator["bytes | memoryview"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run is about to store."""
+
+    type: BackupType
+    components: tuple[Component, ...]
+    parent: BackupMetadata | None
+    tags: tuple[str, ...] = ()
+    max_bytes: int | None = None
+    """The run ends with SizeLimitExceeded before it stores more than this."""
+
+
+class Stored(Protocol):
+    """An entry's content as its source gives it (`holdfast.sources.base.Content`)."""
+
+    @property
+    def size(self) -> int | None:
+        """None when it is known only at the end."""
+        ...
+
+    @property
+    def data(self) -> bytes | None: ...
+
+    @property
+    def stream(self) -> Pieces | None: ...
+
+
+class Known(Protocol):
+    """An entry as the parent has it."""
+
+    @property
+    def entry(self) -> Entry: ...
+
+
+K = TypeVar("K", bound=Known)
+
+
+class Run(Protocol[K]):
+    """One backup being made. Leaving the context without `commit` takes everything back.
+
+    Sources come in the order of `SourceRecord.key`. For each: `begin_source`; then every entry in order, through
+    `known` and one of `keep` and `add`; then `end_source`.
+    """
+
+    backup_id: str
+    warnings: list[str]
+    """What a person should know of how the run began."""
+
+    def begin_source(self, component: Component, name: str) -> bool:
+        """Starts a source, and tells whether the parent has it."""
+        ...
+
+    def known(self, path: str) -> K | None:
+        """The entry of that path in the parent. What the parent has before it, and was not asked for, is recorded
+        as deleted."""
+        ...
+
+    def keep(self, known: K) -> None:
+        """The entry is as in the parent."""
+        ...
+
+    def add(self, entry: Entry, content: Stored | None, known: K | None) -> Entry:
+        """Stores an entry; of a large file only what the parent's version of it lacks.
+
+        Returns it with size and digest as stored. When the content raises SourceChanged, the entry counts as not
+        added, and may be added again.
+        """
+        ...
+
+    def end_source(self, record: SourceRecord) -> None: ...
+
+    def commit(self, *, warnings: int, duration_seconds: float) -> BackupMetadata:
+        """Makes the backup durable and visible. Raises StorageError when what was stored does not read back."""
+        ...
+
+
+class StoredBackup(Protocol):
+    """A backup opened for reading, whole: what it rests on is already resolved."""
+
+    metadata: BackupMetadata
+
+    def sources(self) -> Sequence[SourceRecord]: ...
+
+    def entries(self, source: SourceRecord) -> Iterator[Entry]:
+        """In order, parents before what is in them."""
+        ...
+
+    def read(self, entry: Entry) -> Pieces:
+        """An entry's content; CorruptBackup after the last piece when it is not what the manifest says. Entries
+        are best read in the order in which `entries` gives them."""
+        ...
+
+
+class Repository(Protocol):
+    """Where backups live."""
+
+    def backups(self, backup_type: BackupType | None = None) -> list[BackupMetadata]:
+        """Every recorded backup, newest first: also those whose `status` is failed, running or damaged."""
+        ...
+
+    def find(self, reference: str) -> BackupMetadata:
+        """A good backup by ``latest``, id, or unique prefix. Raises BackupNotFound, UsageError if ambiguous."""
+        ...
+
+    def chain(self, metadata: BackupMetadata) -> list[BackupMetadata]:
+        """A backup and all that it rests on, itself first. Raises ParentMissing."""
+        ...
+
+    def lent(self) -> AbstractContextManager[None]:
+        """Holds off `expiring` while backups are being read."""
+        ...
+
+    def expiring(self) -> AbstractContextManager[None]:
+        """To delete backups in. Raises LockHeld at once while backups are being made or read."""
+        ...
+
+    def begin(self, plan: RunPlan) -> AbstractContextManager[Run[Any]]: ...
+
+    def open(self, metadata: BackupMetadata) -> AbstractContextManager[StoredBackup]: ...
+
+    def verify(self, metadata: BackupMetadata, *, deep: bool, progress: Callable[[int], None]) -> None:
+        """Raises CorruptBackup when stored data is not what was stored. `deep` reads every entry."""
+        ...
+
+    def signature_of(self, metadata: BackupMetadata) -> tuple[Signature | None, bytes]:
+        """What a backup is signed with, and the statement that this signs."""
+        ...
+
+    def set_pinned(self, metadata: BackupMetadata, pinned: bool) -> BackupMetadata: ...
+
+    def delete(self, metadata: BackupMetadata) -> None: ...
