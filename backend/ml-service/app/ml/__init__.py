@@ -1,0 +1,1 @@
+"""The classifier: its data, its network, its files."""
