@@ -1,0 +1,262 @@
+"""Make a backup."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from holdfast.clock import timestamp
+from holdfast.errors import HoldfastError, ParentMissing, SourceChanged, SourceMissing
+from holdfast.events import (
+    Emit,
+    Event,
+    Noted,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    Skipped,
+    StageStarted,
+    Warned,
+)
+from holdfast.installation import Installation
+from holdfast.jobs._hooks import hooks
+from holdfast.jobs._progress import Progress
+from holdfast.model import BackupMetadata, BackupType, Component, Report, is_unchanged, parse_components
+from holdfast.repository.base import Run, RunPlan
+from holdfast.sources.base import Item, Source
+
+_TRIES = 3
+_WARNINGS_KEPT = 100
+
+
+def backup(
+    installation: Installation,
+    emit: Emit,
+    *,
+    components: Sequence[str] | None = None,
+    incremental: bool = False,
+    since: str | None = None,
+    rehash: bool = False,
+) -> Report:
+    """Makes a full backup of `components`, by default of what the settings include; or an incremental one since the
+    last good full backup, or since another.
+
+    `rehash` reads also what looks unchanged. Raises HoldfastError of every kind: what is raised was recorded in
+    the history, and has left no archive.
+    """
+    started = time.monotonic()
+    tally = _Tally(emit)
+    settings = installation.settings
+    try:
+        settings.check_paths()
+        with hooks(settings.hooks_before, settings.hooks_after, settings.root):
+            metadata = _backup(
+                installation, tally, components, incremental or since is not None, since, rehash, started
+            )
+    except BaseException as error:
+        _record(installation, "failed", started, incremental, error=error, backup_id=tally.backup_id)
+        emit(RunFailed("backup", tally.backup_id, str(error)))
+        raise
+    _record(installation, "success", started, incremental, metadata=metadata)
+    emit(RunFinished("backup", metadata.backup_id))
+    return Report(metadata, tuple(tally.warnings), tally.bytes_read, tally.skipped, tuple(tally.notes))
+
+
+def _backup(
+    installation: Installation,
+    tally: _Tally,
+    components: Sequence[str] | None,
+    incremental: bool,
+    since: str | None,
+    rehash: bool,
+    started: float,
+) -> BackupMetadata:
+    repository = installation.repository
+    parent = _parent(installation, since) if incremental else None
+    wanted = parse_components(list(components)) if components is not None else None
+    selected = wanted or installation.settings.default_components()
+    required = set(wanted or ()) | {
+        name for name in (parent.components if parent else ()) if name in selected
+    }
+    scans = _begin_scans(installation, selected, required, tally)
+    present = tuple(name for name in selected if any(scan.source.component == name for scan in scans))
+    _compare_with_last(installation, present, selected, tally)
+    plan = RunPlan(
+        type=_type_of(present, parent),
+        components=present,
+        parent=parent,
+        tags=installation.settings.tags,
+        max_bytes=installation.settings.max_bytes,
+    )
+    with repository.begin(plan) as run:
+        tally.backup_id = run.backup_id
+        tally(RunStarted("backup", run.backup_id))
+        for warning in run.warnings:
+            tally(Warned(warning))
+        for scan in scans:
+            _store(scan, run, tally, rehash=rehash)
+        tally(StageStarted("seal", run.backup_id))
+        return run.commit(warnings=tally.count, duration_seconds=time.monotonic() - started)
+
+
+def _parent(installation: Installation, since: str | None) -> BackupMetadata:
+    if since is not None:
+        return installation.repository.find(since)
+    full = [metadata for metadata in installation.repository.backups("full") if metadata.is_good]
+    if not full:
+        raise ParentMissing("there is no full backup for an incremental one to rest on")
+    return full[0]
+
+
+def _type_of(components: tuple[Component, ...], parent: BackupMetadata | None) -> BackupType:
+    if parent is not None:
+        return "incremental"
+    if components == ("config",):
+        return "config"
+    return "models" if components == ("models",) else "full"
+
+
+@dataclass
+class _Scan:
+    """A source that is there, and its items."""
+
+    source: Source
+    items: Iterator[Item]
+
+
+def _begin_scans(
+    installation: Installation, selected: Sequence[Component], required: set[Component], tally: _Tally
+) -> list[_Scan]:
+    """Opens every source before anything is written. Raises SourceMissing for one that must be there."""
+    scans = []
+    for source in installation.sources(selected):
+        items = source.scan(tally)
+        scans.append(_Scan(source, chain([next(items)], items)))
+    for component in selected:
+        if any(scan.source.component == component for scan in scans):
+            continue
+        if component in required:
+            raise SourceMissing(
+                f"{component}: there is nothing to back up in {installation.settings.root}, though it was asked for or "
+                "the parent backup has it",
+                hint="Is a disk unmounted? Else name the paths in holdfast.toml, or take a full backup without it.",
+            )
+        tally(Noted(f"{component}: none found"))
+    if not scans:
+        raise SourceMissing(
+            f"there is nothing to back up in {installation.settings.root}",
+            hint="Run it in the service's directory, set DATABASE_URL, or name the paths in holdfast.toml.",
+        )
+    return scans
+
+
+def _compare_with_last(
+    installation: Installation, present: tuple[Component, ...], selected: Sequence[Component], tally: _Tally
+) -> None:
+    """A component that was in the last full backup and is gone is worth a warning, even where nothing needs it."""
+    last = next((known for known in installation.repository.backups("full") if known.is_good), None)
+    for component in last.components if last is not None else ():
+        if component in selected and component not in present:
+            tally(Warned(f"{component} was in the last full backup, and is not there any more"))
+
+
+def _store(scan: _Scan, run: Run[Any], tally: _Tally, *, rehash: bool) -> None:
+    source = scan.source
+    run.begin_source(source.component, source.name)
+    tally(StageStarted("read", source.component))
+    progress = Progress(tally)
+    for item in scan.items:
+        known = run.known(item.entry.path)
+        if known is not None and not rehash and is_unchanged(known.entry, item.entry):
+            run.keep(known)
+            progress(0, 1)
+            continue
+        size = _add(item, run, known, source, tally)
+        progress(size, 1)
+        tally.bytes_read += size
+    progress.flush()
+    run.end_source(source.record())
+
+
+def _add(item: Item, run: Run[Any], known: Any, source: Source, tally: _Tally) -> int:
+    """Stores an item, read again when it changes meanwhile. Returns its size in bytes."""
+    for attempt in range(1, _TRIES + 1):
+        try:
+            entry, content = item.open(settle=source.tolerates_change and attempt == _TRIES)
+            try:
+                size = run.add(entry, content, known).size
+            finally:
+                if content is not None and content.stream is not None:
+                    content.stream.close()
+        except SourceMissing:
+            if attempt > 1:
+                raise
+            return 0  # It was deleted after it was listed: as if a moment earlier.
+        except SourceChanged:
+            if attempt == _TRIES:
+                raise
+        else:
+            if content is not None and content.changed:
+                tally(Warned(f"{entry.path} kept changing while it was read: the copy may mix two moments"))
+            return size if entry.kind == "file" else 0
+    raise AssertionError("unreachable")
+
+
+@dataclass
+class _Tally:
+    """Passes events on, and counts what the report tells."""
+
+    emit: Emit
+    backup_id: str = ""
+    count: int = 0
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    bytes_read: int = 0
+    skipped: int = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self.count += 1
+            if len(self.warnings) < _WARNINGS_KEPT:
+                self.warnings.append(event.message)
+        elif isinstance(event, Skipped):
+            self.skipped += 1
+        elif isinstance(event, Noted):
+            self.notes.append(event.message)
+        self.emit(event)
+
+
+def _record(
+    installation: Installation,
+    status: str,
+    started: float,
+    incremental: bool,
+    *,
+    metadata: BackupMetadata | None = None,
+    error: BaseException | None = None,
+    backup_id: str = "",
+) -> None:
+    record: dict[str, Any] = {
+        "time": timestamp(installation.clock()),
+        "verb": "backup",
+        "backup_id": metadata.backup_id if metadata else backup_id,
+        "type": metadata.type if metadata else ("incremental" if incremental else "full"),
+        "status": status,
+        "duration_seconds": round(time.monotonic() - started, 3),
+    }
+    if metadata is not None:
+        record |= {
+            "size_bytes": metadata.size_bytes,
+            "source_bytes": metadata.source_bytes,
+            "components": metadata.components,
+            "warnings": metadata.warnings,
+        }
+    if error is not None:
+        record |= {
+            "error": type(error).__name__,
+            "message": str(error) if isinstance(error, HoldfastError) else "",
+        }
+    installation.state.record(record)

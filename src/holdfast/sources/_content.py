@@ -1,0 +1,259 @@
+"""Reading one entry of a tree of files: its attributes afresh, and its content as of one moment."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+from holdfast.clock import Clock
+from holdfast.errors import SourceChanged
+from holdfast.model import Entry, EntryKind
+from holdfast.sources._databases import Snapshot, close_database, is_database, open_file, state_beside
+from holdfast.sources._directories import READ_DIRECTORY, Directory, failure, shown
+from holdfast.sources._links import HardLinks
+from holdfast.sources.base import Content
+
+SMALL_BYTES = 256 * 1024
+"""Up to this size a file is read whole."""
+PIECE_BYTES = 1024 * 1024
+SPARSE_BYTES = 64 * 1024
+"""Below this size holes are not worth keeping."""
+BLOCK_BYTES = 512
+"""The unit of ``st_blocks``, whatever the file system's own: stat(2)."""
+RACY_NS = 2_000_000_000
+"""The coarsest clock of a file system that is met in practice, FAT's."""
+
+ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
+
+
+def describe(
+    path: str,
+    kind: EntryKind,
+    status: os.stat_result,
+    *,
+    size: int = 0,
+    target: str = "",
+    xattrs: dict[str, bytes] | None = None,
+    token: str = "",
+    racy: bool = False,
+) -> Entry:
+    """The entry of what has this status."""
+    return Entry(
+        path,
+        kind,
+        size,
+        stat.S_IMODE(status.st_mode),
+        status.st_uid,
+        status.st_gid,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.st_ino,
+        "",
+        target,
+        xattrs,
+        size >= SPARSE_BYTES and kind == "file" and status.st_blocks * BLOCK_BYTES < size,
+        token,
+        racy,
+    )
+
+
+class Reader:
+    """What the items of one scan share."""
+
+    def __init__(
+        self, clock: Clock, snapshot: Callable[[Path], Snapshot], links: HardLinks, *, may_grow: bool
+    ) -> None:
+        """`may_grow`: a file is read up to its size at opening, and may become longer meanwhile."""
+        self._clock = clock
+        self._snapshot = snapshot
+        self._links = links
+        self._may_grow = may_grow
+
+    def read(self, listed: Entry, directory: Directory, name: str) -> tuple[Entry, Content | None]:
+        """What `listed` is by now. Raises SourceMissing, SourceChanged, SourceUnreadable, DatabaseError."""
+        try:
+            if listed.kind == "directory":
+                return self._directory(listed.path, directory, name), None
+            if listed.kind == "symlink":
+                return self._symlink(listed.path, directory, name), None
+            if listed.kind == "hardlink":
+                status = os.stat(name, dir_fd=directory.descriptor(), follow_symlinks=False)
+                if status.st_ino == listed.inode:
+                    return self._entry(listed.path, "hardlink", status, target=listed.target), None
+            return self._file(listed, directory, name)
+        except OSError as error:
+            raise failure(directory.path(name), error) from error
+
+    def _directory(self, path: str, directory: Directory, name: str) -> Entry:
+        descriptor = os.open(name, READ_DIRECTORY, dir_fd=directory.descriptor())
+        try:
+            return self._entry(path, "directory", os.fstat(descriptor), xattrs=read_xattrs(descriptor))
+        finally:
+            os.close(descriptor)
+
+    def _symlink(self, path: str, directory: Directory, name: str) -> Entry:
+        status = os.stat(name, dir_fd=directory.descriptor(), follow_symlinks=False)
+        if not stat.S_ISLNK(status.st_mode):
+            raise SourceChanged(f"{shown(directory.path(name))} became something else while it was read")
+        return self._entry(path, "symlink", status, target=os.readlink(name, dir_fd=directory.descriptor()))
+
+    def _file(self, listed: Entry, directory: Directory, name: str) -> tuple[Entry, Content]:
+        try:
+            descriptor = open_file(directory, name)
+        except FileNotFoundError:
+            self._links.forget(listed.path)
+            raise
+        close: Callable[[int], None] | None = os.close
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SourceChanged(f"{shown(directory.path(name))} became something else while it was read")
+            if status.st_ino != listed.inode:
+                self._links.forget(listed.path)
+            size = status.st_size
+            xattrs = read_xattrs(descriptor)
+            if is_database(descriptor, size):
+                close = close_database
+            else:
+                entry = self._entry(listed.path, "file", status, size=size, xattrs=xattrs)
+                if size <= SMALL_BYTES:
+                    return entry, Content(size, data=self._whole(descriptor, status, directory, name))
+                close = None  # the stream does
+                return entry, Content(size, stream=_started(self._pieces(descriptor, status, directory, name)))
+        finally:
+            if close is not None:
+                close(descriptor)
+        # Only now: closing our descriptor would take away the locks of the snapshot's connection.
+        return self._database(listed.path, status, xattrs, directory, name)
+
+    def _whole(self, descriptor: int, before: os.stat_result, directory: Directory, name: str) -> bytes:
+        data = os.read(descriptor, before.st_size)
+        while 0 < len(data) < before.st_size and (more := os.read(descriptor, before.st_size - len(data))):
+            data += more
+        self._compare(before, os.fstat(descriptor), len(data), directory, name)
+        return data
+
+    def _pieces(
+        self, descriptor: int, before: os.stat_result, directory: Directory, name: str
+    ) -> Generator[memoryview, None, None]:
+        try:
+            yield memoryview(b"")
+            buffer = memoryview(bytearray(PIECE_BYTES))
+            left = before.st_size
+            while left and (count := os.readv(descriptor, [buffer[:left]])):
+                left -= count
+                yield buffer[:count]
+            self._compare(before, os.fstat(descriptor), before.st_size - left, directory, name)
+        except OSError as error:
+            raise failure(directory.path(name), error) from error
+        finally:
+            os.close(descriptor)
+
+    def _compare(
+        self, before: os.stat_result, after: os.stat_result, count: int, directory: Directory, name: str
+    ) -> None:
+        """Raises SourceChanged unless `count` bytes read between the two are one state of the file."""
+        if self._may_grow:
+            changed = after.st_size < before.st_size
+        else:
+            changed = (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
+                before.st_size,
+                before.st_mtime_ns,
+                before.st_ctime_ns,
+            )
+        if changed or count != before.st_size:
+            raise SourceChanged(f"{shown(directory.path(name))} changed while it was read")
+
+    def _database(
+        self,
+        path: str,
+        status: os.stat_result,
+        xattrs: dict[str, bytes] | None,
+        directory: Directory,
+        name: str,
+    ) -> tuple[Entry, Content]:
+        # The token comes first: what changes after it is seen as a change by the next backup, at worst in vain.
+        token, changed_ns = state_beside(directory, name, status.st_size)
+        snapshot = self._snapshot(Path(directory.path(name)))
+        entry = self._entry(
+            path, "file", status, size=snapshot.size, xattrs=xattrs, token=token, changed_ns=changed_ns
+        )
+        return entry, Content(snapshot.size, stream=_started(_snapshot_pieces(snapshot)))
+
+    def _entry(
+        self,
+        path: str,
+        kind: EntryKind,
+        status: os.stat_result,
+        *,
+        size: int = 0,
+        target: str = "",
+        xattrs: dict[str, bytes] | None = None,
+        token: str = "",
+        changed_ns: int = 0,
+    ) -> Entry:
+        safe_ns = int(self._clock().timestamp() * 1_000_000_000) - RACY_NS
+        racy = max(status.st_mtime_ns, status.st_ctime_ns, changed_ns) > safe_ns
+        return describe(
+            path, kind, status, size=size, target=target, xattrs=xattrs, token=token, racy=racy
+        )
+
+
+class FileItem:
+    """An entry of a tree of files. It is best opened before the scan goes on; later works, by way of opening
+    its directory again. A scan and its items are for one thread at a time; a stream may go to another."""
+
+    __slots__ = ("_directory", "_name", "_reader", "entry")
+
+    def __init__(self, entry: Entry, directory: Directory, name: str, reader: Reader) -> None:
+        self.entry = entry
+        self._directory = directory
+        self._name = name
+        self._reader = reader
+
+    def open(self) -> tuple[Entry, Content | None]:
+        """See `holdfast.sources.base.Item`. A name that has become a file of its own since it was listed as a
+        hard link comes as a file."""
+        return self._reader.read(self.entry, self._directory, self._name)
+
+
+def read_xattrs(descriptor: int) -> dict[str, bytes] | None:
+    """The extended attributes worth keeping; None when there are none, or the system or the file system has no
+    such thing. Left out are ``security.selinux``, which policy sets anew, and of ``system.*`` all but the
+    access control lists, for they are the file system's own (xattr(7)). Raises OSError."""
+    if not hasattr(os, "listxattr"):
+        return None
+    try:
+        names = os.listxattr(descriptor)
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return None
+        raise
+    found = {}
+    for name in sorted(names):
+        if name == "security.selinux" or (name.startswith("system.") and name not in ACCESS_LISTS):
+            continue
+        try:
+            found[name] = os.getxattr(descriptor, name)
+        except OSError as error:
+            if error.errno != errno.ENODATA:  # removed since it was listed
+                raise
+    return found or None
+
+
+def _snapshot_pieces(snapshot: Snapshot) -> Generator[bytes | memoryview, None, None]:
+    try:
+        yield b""
+        yield from snapshot.pieces()
+    finally:
+        snapshot.close()
+
+
+def _started(pieces: Generator[Any, None, None]) -> Generator[Any, None, None]:
+    """Past the empty first piece: closing a generator that has not begun would not run its ``finally``."""
+    next(pieces)
+    return pieces

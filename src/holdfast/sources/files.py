@@ -1,0 +1,104 @@
+"""Directories and files: models, configuration, logs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from holdfast.clock import Clock
+from holdfast.errors import SourceMissing
+from holdfast.events import Emit
+from holdfast.model import Component, SourceRecord
+from holdfast.sources._content import FileItem, Reader
+from holdfast.sources._databases import Snapshot
+from holdfast.sources._excludes import Excludes
+from holdfast.sources._links import HardLinks
+from holdfast.sources._roots import Root, RootFinder
+from holdfast.sources._walk import Walk
+from holdfast.sources.base import Method
+
+
+class FilesSource:
+    """Trees of files below some paths, and single files. Implements `Source`.
+
+    What lies in the service root has the entry path ``files/<path in the service root>``; all else has
+    ``absolute/<absolute path>``. A path that is a link is followed; links further down are entries.
+    A SQLite database among the files is read through a snapshot, and the files beside it that belong to it are
+    left out. Left out as well: what a restore is staging (``.holdfast-*``), and sockets, fifos and devices,
+    which are told as `Warned`.
+    """
+
+    method: ClassVar[Method] = Method.FILES
+
+    def __init__(
+        self,
+        component: Component,
+        name: str,
+        root: Path,
+        paths: Sequence[str],
+        *,
+        exclude: Sequence[str] = (),
+        never: Collection[Path] = (),
+        optional: bool = False,
+        clock: Clock,
+        snapshot: Callable[[Path], Snapshot],
+    ) -> None:
+        """`root` is the service root. `paths` are absolute, or relative to it; the last part of one may be a
+        pattern (``*.toml``), which may match nothing. `exclude`: patterns, see `Excludes`. `never`: files and
+        directories that are left out wherever they are met. `optional`: paths that are not there are passed
+        over, so long as there is one. `snapshot` opens a database as of one moment.
+
+        Raises ConfigError for a path or pattern that means nothing.
+        """
+        self.component = component
+        self.name = name
+        self.tolerates_change = component in ("config", "logs")
+        self._excludes = Excludes(exclude) if exclude else None
+        self._never = frozenset(os.path.realpath(path) for path in never)
+        self._finder = RootFinder(os.path.abspath(root), paths, optional=optional, never=self._never)
+        self._paths = paths
+        self._clock = clock
+        self._snapshot = snapshot
+        self._found: list[str] = []
+
+    def present(self) -> bool:
+        """Whether there is anything to back up. Raises SourceUnreadable."""
+        try:
+            return bool(self._roots())
+        except SourceMissing:
+            return False
+
+    def record(self) -> SourceRecord:
+        """The roots are those that the last scan found."""
+        return SourceRecord(self.component, self.name, "files", roots=tuple(self._found))
+
+    def scan(self, emit: Emit) -> Iterator[FileItem]:
+        """See `Source.scan`. Raises SourceUnreadable for a directory that may not be listed, SourceChanged for
+        one that is moved while it is read."""
+        roots = self._roots()
+        links = HardLinks()
+        reader = Reader(self._clock, self._snapshot, links, may_grow=self.component == "logs")
+        walk = Walk(roots, reader, links, self._excludes, self._never, emit)
+        self._found = walk.found
+        return walk.items()
+
+    def _roots(self) -> list[Root]:
+        roots = self._finder.find(self._is_excluded)
+        if not roots:
+            raise SourceMissing(
+                f"there is nothing to back up as {self.component} {self.name}: of {', '.join(self._paths)} nothing "
+                "is there, or all of it is excluded",
+                hint="Correct the paths in holdfast.toml, or leave the component out.",
+            )
+        return roots
+
+    def _is_excluded(self, path: str, is_directory: bool) -> bool:
+        if self._excludes is None:
+            return False
+        name = path.rpartition("/")[2]
+        starts = (path.find("/") + 1,)
+        return self._excludes.matches(name, path, starts) or (
+            is_directory and self._excludes.matches_directory(name, path, starts)
+        )
