@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -144,7 +145,9 @@ def histories(draw: st.DrawFn) -> list[BackupMetadata]:
     made: list[BackupMetadata] = []
     for age in ages:
         chain = [old for old in made if old.type in ("full", "incremental")]
-        kinds: list[BackupType] = ["full", "config", "models", *(["incremental"] * 3 if chain else [])]  # type: ignore[list-item]
+        kinds: list[BackupType] = ["full", "config", "models"]
+        if chain:
+            kinds += ["incremental"] * 3
         kind = draw(st.sampled_from(kinds))
         made.append(
             backup(
@@ -205,9 +208,9 @@ def test_deciding_again_over_what_was_kept_drops_nothing(backups: list[BackupMet
 
 @given(histories(), limits, st.randoms(use_true_random=False))
 def test_the_order_given_changes_no_verdict(
-    backups: list[BackupMetadata], limit: int, random: object
+    backups: list[BackupMetadata], limit: int, random: Random
 ) -> None:
     shuffled = list(backups)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     by_id = {verdict.backup.backup_id: verdict for verdict in judge(shuffled, limit)}
     assert all(verdict == by_id[verdict.backup.backup_id] for verdict in judge(backups, limit))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +14,15 @@ from holdfast import __version__
 from holdfast.clock import Clock, system_clock
 from holdfast.config import BackupConfig, Settings, load_settings
 from holdfast.crypto import KeyRing, SigningKey, read_key_file
-from holdfast.errors import ConfigError, KeyMissing, RestoreError
+from holdfast.errors import ConfigError, CredentialError, KeyMissing, RestoreError
 from holdfast.model import Component, Signature, SourceRecord
 from holdfast.repository.archive import ArchiveRepository, Seal
 from holdfast.sources._snapshot import take_snapshot
 from holdfast.sources._staging import FilesTarget
+from holdfast.sources._swap import DirectorySwap, FileSwap
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.files import FilesSource
-from holdfast.sources.sqlite import SqliteSource, SqliteTarget
+from holdfast.sources.sqlite import SqliteSource, SqliteSwap, SqliteTarget
 from holdfast.state import LocalState
 from holdfast.storage.local import LocalStorage
 
@@ -28,6 +30,9 @@ _NO_KEY = (
     "Set ENCRYPTION_KEY to a passphrase, an age identity (AGE-SECRET-KEY-1…) or recipients (age1…); "
     "`holdfast init` or `holdfast key new` makes an identity. BACKUP_ENCRYPT=false does without encryption."
 )
+
+SWAPS = {swap.kind: swap for swap in (DirectorySwap, FileSwap, SqliteSwap)}
+"""Every kind of swap that a restore journal may name."""
 
 ManualKey = Callable[[], "str | bytes | None"]
 
@@ -86,10 +91,8 @@ class Installation:
         path = self.state.signing_key
         if not path.exists():
             self.state.make()
-            try:
+            with suppress(CredentialError):  # Another process may be first; what else is wrong, `load` tells.
                 SigningKey.generate().save(path)
-            except FileExistsError:
-                pass  # Another process was first.
         return SigningKey.load(path)
 
     def sign(self, statement: bytes) -> Signature:

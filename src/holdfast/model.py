@@ -116,6 +116,9 @@ class SourceRecord:
     """Entry paths of what was configured: ``files/models``; for a database, where its file was."""
     moment: dict[str, Any] = field(default_factory=dict)
     """Which moment of a database this is: a change counter, row counts, a log position."""
+    entries: int = 0
+    bytes: int = 0
+    """Of content. This and `entries` are filled in by the run that stores the source."""
 
     @property
     def key(self) -> tuple[int, str]:

@@ -11,8 +11,13 @@ from holdfast.model import BackupMetadata, BackupType
 
 _DAY = timedelta(days=1)
 
-_LAST_GOOD: tuple[BackupType, ...] = ("full", "config", "models")
-"""Of each of these types the last good one stays, however old: it may be the last one there will ever be."""
+_LAST_GOOD: dict[tuple[BackupType, ...], str] = {
+    ("full",): "last good full backup",
+    ("full", "incremental"): "last good backup",
+    ("config",): "last good config backup",
+    ("models",): "last good models backup",
+}
+"""Of each of these the last good one stays, however old: it may be the last one there will ever be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,8 @@ def decide(
     """A verdict on each backup, in the order given, whatever that is.
 
     What is older than `retention_days` goes, failed runs included. It stays when it is pinned, when its id is
-    among those `in_use`, when it is the last good full, config or models backup, or when a backup that stays
-    rests on it, at any depth. Where `now` is before the newest backup the clock was set back, ages mean
+    among those `in_use`, when it is the last good one, full one, config or models backup, or when a backup that
+    stays rests on it, at any depth. Where `now` is before the newest backup the clock was set back, ages mean
     nothing, and all stay.
 
     Raises UsageError when `retention_days` is below 1.
@@ -72,11 +77,13 @@ def _young(backups: Iterable[BackupMetadata], now: datetime, days: int) -> dict[
 
 
 def _last_good(newest_first: Sequence[BackupMetadata]) -> dict[str, str]:
-    found: dict[BackupType, str] = {}
-    for backup in newest_first:
-        if backup.is_good and backup.type in _LAST_GOOD:
-            found.setdefault(backup.type, backup.backup_id)
-    return {backup_id: f"last good {kind} backup" for kind, backup_id in found.items()}
+    reasons: dict[str, str] = {}
+    for kinds, what in _LAST_GOOD.items():
+        for backup in newest_first:
+            if backup.is_good and backup.type in kinds:
+                reasons.setdefault(backup.backup_id, what)
+                break
+    return reasons
 
 
 def _parents(newest_first: Sequence[BackupMetadata], kept: Collection[str]) -> dict[str, str]:

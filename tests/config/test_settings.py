@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -139,7 +140,7 @@ def test_a_blank_variable_that_is_optional_counts_as_unset(tmp_path: Path, varia
 def test_dotenv_is_read_for_our_variables_and_nothing_else_in_it_matters(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         "# the service\nexport BACKUP_RETENTION_DAYS=12 # days\nSMTP_PORT=none of ours\n"
-        'OPEN="quote\nSTAGE=prod\nBACKUP_DIR="/srv/${STAGE}/${HOST_NAME}"\nRETENTION\n'
+        "OPEN='quote\nSTAGE=prod\nBACKUP_DIR=/srv/${STAGE}/${HOST_NAME}\nRETENTION\n"
     )
     settings = load_settings(tmp_path, {"HOST_NAME": "one"})
     assert settings.retention_days == 12
@@ -151,6 +152,12 @@ def test_a_line_of_dotenv_that_is_ours_and_cannot_be_read_is_an_error(tmp_path: 
     with pytest.raises(ConfigError, match=r"\.env, line 2: ENCRYPTION_KEY cannot be read") as caught:
         load_settings(tmp_path, {})
     assert "s3cret" not in str(caught.value)
+
+
+def test_an_open_quote_in_dotenv_that_swallows_a_line_of_ours_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text('OPEN="quote\nBACKUP_ENCRYPT="true"\n')
+    with pytest.raises(ConfigError, match=r"\.env, line 1: BACKUP_ENCRYPT cannot be read"):
+        load_settings(tmp_path, {})
 
 
 def test_a_directory_called_dotenv_is_nothing_to_us(tmp_path: Path) -> None:
@@ -174,6 +181,16 @@ def test_no_secret_shows(tmp_path: Path) -> None:
     }
     settings = load_settings(tmp_path, environ)
     assert "hidden" not in f"{settings!r} {settings!s} {settings.databases!r} {settings.database_tables!r}"
+
+
+def test_no_secret_is_logged_even_where_pydantic_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "true")
+    caplog.set_level(logging.DEBUG)
+    (tmp_path / "holdfast.toml").write_text('[database.other]\nurl = "sqlite:///hidden-a.db"\n')
+    load_settings(tmp_path, {"ENCRYPTION_KEY": "hidden-b"})
+    assert "hidden" not in caplog.text
 
 
 @pytest.mark.parametrize(

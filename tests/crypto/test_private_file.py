@@ -21,6 +21,19 @@ def test_what_is_written_is_read_back_and_private(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["key"]
 
 
+def test_the_file_and_its_name_are_made_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_private(tmp_path / "key", b"secret")
+    assert synced == [(tmp_path / "key").stat().st_ino, tmp_path.stat().st_ino]
+
+
 def test_a_relative_path_is_relative_to_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,16 @@ def test_malformed_text_does_not_verify(text: str) -> None:
     assert not verify(key.public, text, b"statement")
 
 
+def test_base64_has_one_spelling() -> None:
+    key = SigningKey.generate()
+    signature = key.sign(b"statement")
+    for stray in ("\n", " ", "!"):
+        assert not verify(key.public + stray, signature, b"statement")
+        assert not verify(key.public, stray + signature, b"statement")
+        with pytest.raises(UntrustedSignature):
+            fingerprint(stray + key.public)
+
+
 def test_a_saved_key_is_private_and_loads_again(tmp_path: Path) -> None:
     key, path = SigningKey.generate(), tmp_path / "signing.pem"
     key.save(path)

@@ -49,7 +49,7 @@ class BackupConfig:
 def origin_of(config: BackupConfig) -> Origin:
     """The settings that it gives."""
     table = {key: getattr(config, field) for field, key in _KEYS.items()}
-    return Origin({"tables": {"backup": table}}, _name)
+    return Origin(_name, {"backup": table})
 
 
 def _name(location: Location) -> str:

@@ -74,10 +74,8 @@ def find_databases(
     raises ConfigError, for the database that the service uses would be missing from every backup.
     """
     urls = {name: _url_of(name, table) for name, table in tables.items()}
-    if url is not None:
-        named = any(table.env == "DATABASE_URL" for table in tables.values())
-        if not named and url not in urls.values():
-            urls[_heir(tables)] = url
+    if url is not None and url not in urls.values():
+        urls[_heir(tables)] = url
     if urls:
         return tuple(DatabaseSpec(name, _parse(name, urls[name])) for name in sorted(urls))
     return _lying_in(root)

@@ -6,14 +6,15 @@ import io
 import os
 import re
 import tomllib
+from collections import ChainMap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dotenv.parser import parse_stream
 from dotenv.variables import parse_variables
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from holdfast.config._refusals import Location, refusal
@@ -36,12 +37,26 @@ _LIMIT = 1 << 20
 """Bytes. No configuration is longer; whatever is, is not one."""
 
 
+class Quiet(dict[str, Any]):
+    """A dictionary that keeps its values to itself: pydantic-settings can be told to log what it is given."""
+
+    def __repr__(self) -> str:
+        return "{…}"
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Settings, nested as in `Everything`, and how this origin calls one."""
+    """Settings, and how this origin calls one."""
 
-    values: dict[str, Any]
     name: Callable[[Location], str]
+    tables: Mapping[str, Any] = field(repr=False)
+    variables: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+    def source(self, settings_cls: type[BaseSettings]) -> PydanticBaseSettingsSource:
+        """The same for pydantic-settings."""
+        return InitSettingsSource(
+            settings_cls, {"tables": Quiet(self.tables), "variables": Quiet(self.variables)}
+        )
 
 
 class Everything(BaseSettings):
@@ -67,7 +82,7 @@ class Everything(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # Pydantic's own sources look for variables named like the fields, and only in os.environ.
-        return tuple(InitSettingsSource(settings_cls, origin.values) for origin in init_settings()["origins"])
+        return tuple(origin.source(settings_cls) for origin in init_settings()["origins"])
 
 
 def build(*origins: Origin) -> Everything:
@@ -87,17 +102,16 @@ def from_variables(values: Mapping[str, str], where: str = "") -> Origin:
     Of a blank variable only the contract's ``BACKUP_…`` are refused. The others count as unset, which is what
     ``KEY=${KEY:-}`` in a compose file means.
     """
-    nested: dict[str, Any] = {"tables": {"backup": {}}, "variables": {}}
+    backup: dict[str, str] = {}
+    others: dict[str, str] = {}
     for variable, location in VARIABLES.items():
         value = values.get(variable)
-        if value is None or (not value.strip() and location[0] == "variables"):
-            continue
-        if location[0] == "tables":
-            nested["tables"]["backup"][location[2]] = value
-        else:
-            nested["variables"][location[1]] = value if variable == "LOG_LEVEL" else SecretStr(value)
+        if value is not None and location[0] == "tables":
+            backup[str(location[-1])] = value
+        elif value is not None and value.strip():
+            others[str(location[-1])] = value
     names = {location: variable + where for variable, location in VARIABLES.items()}
-    return Origin(nested, lambda location: names[location])
+    return Origin(lambda location: names[location], {"backup": backup}, others)
 
 
 def from_toml(path: Path) -> Origin:
@@ -109,7 +123,7 @@ def from_toml(path: Path) -> Origin:
         found = re.search(r"line (\d+)", str(error))
         line = found[1] if found else len(text.splitlines())
         raise ConfigError(f"{path}, line {line}: this is not TOML: {error}") from None
-    return Origin({"tables": values}, lambda location: f"{_dotted(location[1:])} in {path}")
+    return Origin(lambda location: f"{_dotted(location[1:])} in {path}", values)
 
 
 def read_dotenv(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
@@ -119,6 +133,7 @@ def read_dotenv(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
     mentions one of our variables: then it raises ConfigError.
     """
     values: dict[str, str] = {}
+    known = ChainMap(values, dict(environ))
     if not os.path.exists(path) or os.path.isdir(path):  # some keep a virtual environment there
         return values
     for binding in parse_stream(io.StringIO(_read(path))):
@@ -130,7 +145,6 @@ def read_dotenv(path: Path, environ: Mapping[str, str]) -> dict[str, str]:
                     hint="Write NAME=value; a quote that is opened must be closed.",
                 )
         elif binding.key is not None and binding.value is not None:
-            known = {**environ, **values}
             values[binding.key] = "".join(part.resolve(known) for part in parse_variables(binding.value))
     return values
 

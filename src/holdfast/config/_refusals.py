@@ -49,14 +49,16 @@ def refusal(error: ValidationError, name: Callable[[Location], str]) -> ConfigEr
         return ConfigError(f"{name(location)} is not a setting", hint=_nearest(keys))
     kind = _KINDS.get(first["type"])
     reason = f"it must {kind}" if kind else first["msg"]
-    if keys[0] in _SECRET:
-        shown = "refused"
-    else:
-        shown = reprlib.repr(first["input"]) if first["input"] != "" else "empty"
     hint = ""
     if keys[0] == "database" and kind == "be a table":
         hint = "Each database has a table of its own: [database.main] with url or env."
-    return ConfigError(f"{name(location)} is {shown}: {reason}", hint=hint)
+    return ConfigError(f"{name(location)} is {_shown(keys, first['input'])}: {reason}", hint=hint)
+
+
+def _shown(keys: Location, value: object) -> str:
+    if keys[0] in _SECRET:
+        return "refused"
+    return reprlib.repr(value) if value != "" else "empty"
 
 
 def _nearest(keys: Location) -> str:

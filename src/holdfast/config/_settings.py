@@ -104,7 +104,8 @@ def load_settings(
     dotenv = read_dotenv(root / ".env", environ)
 
     def variable(name: str) -> str:
-        return environ.get(name, "").strip() or dotenv.get(name, "").strip()
+        values = (environ.get(name, ""), dotenv.get(name, ""))
+        return next((value for value in values if value.strip()), "")
 
     origins = [from_variables(environ), from_variables(dotenv, f" in {root / '.env'}")]
     if config is not None:

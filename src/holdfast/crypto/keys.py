@@ -51,7 +51,7 @@ class X25519Recipient:
 class X25519Identity:
     """A private key: it decrypts what was encrypted to its recipient."""
 
-    secret_key: bytes = field(repr=False)
+    secret_key: bytes
 
     def __post_init__(self) -> None:
         X25519PrivateKey.from_private_bytes(self.secret_key)

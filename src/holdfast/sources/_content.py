@@ -123,7 +123,9 @@ class Reader:
                 if size <= SMALL_BYTES:
                     return entry, Content(size, data=self._whole(descriptor, status, directory, name))
                 close = None  # the stream does
-                return entry, Content(size, stream=_started(self._pieces(descriptor, status, directory, name)))
+                return entry, Content(
+                    size, stream=_started(self._pieces(descriptor, status, directory, name))
+                )
         finally:
             if close is not None:
                 close(descriptor)
@@ -198,9 +200,7 @@ class Reader:
     ) -> Entry:
         safe_ns = int(self._clock().timestamp() * 1_000_000_000) - RACY_NS
         racy = max(status.st_mtime_ns, status.st_ctime_ns, changed_ns) > safe_ns
-        return describe(
-            path, kind, status, size=size, target=target, xattrs=xattrs, token=token, racy=racy
-        )
+        return describe(path, kind, status, size=size, target=target, xattrs=xattrs, token=token, racy=racy)
 
 
 class FileItem:

@@ -39,7 +39,7 @@ def open_file(directory: Directory, name: str) -> int:
     if _retired:
         status = os.stat(name, dir_fd=directory.descriptor(), follow_symlinks=False)
         for descriptor, identity in list(_retired.items()):
-            if identity == (status.st_dev, status.st_ino) and _retired.pop(descriptor, None):
+            if identity == (status.st_dev, status.st_ino) and _retired.pop(descriptor, None) is not None:
                 return descriptor
     return os.open(name, READ_FILE, dir_fd=directory.descriptor())
 
@@ -104,7 +104,7 @@ def close_database(descriptor: int) -> None:
     users = Counter(_identity(int(number)) for number in numbers)
     waiting = Counter(_retired.values())
     for retired, identity in list(_retired.items()):
-        if users[identity] == waiting[identity] and _retired.pop(retired, None):
+        if users[identity] == waiting[identity] and _retired.pop(retired, None) is not None:
             os.close(retired)
 
 

@@ -37,6 +37,8 @@ class _Candidate:
     place: str
     real: str
     is_link: bool
+    is_directory: bool
+    """It, or what the link leads to."""
     leads_nowhere: bool
     required: bool
 
@@ -45,7 +47,9 @@ class RootFinder:
     """Finds the roots of one source. A path that exists is taken as it stands; else its last part may be a
     pattern, which leaves out names that begin with a dot, as a shell does."""
 
-    def __init__(self, service_root: str, paths: Sequence[str], *, optional: bool, never: Collection[str]) -> None:
+    def __init__(
+        self, service_root: str, paths: Sequence[str], *, optional: bool, never: Collection[str]
+    ) -> None:
         """`service_root` is absolute. `never`: real paths of what is left out with all that is in it."""
         for path in paths:
             if not path or "\0" in path:
@@ -55,19 +59,21 @@ class RootFinder:
         self._optional = optional
         self._never = never
 
-    def find(self, is_excluded: Callable[[str], bool]) -> list[Root]:
+    def find(self, is_excluded: Callable[[str, bool], bool]) -> list[Root]:
         """The roots that are there, in the order of their entry paths; none lies in another.
 
         A root that is a link is followed; but one that leads into another root, or that a pattern found and
         that leads nowhere, is kept as the link it is. A path that leads out of another root by a link in
-        between goes by its real place, for nothing can be restored beneath a link.
+        between goes by its real place, for nothing can be restored beneath a link. `is_excluded` is asked about
+        the entry path of each path that is there, and whether it is a directory.
 
         Raises SourceMissing for a path that is not optional and not there, and for any that is a link to
         nowhere; SourceUnreadable; ConfigError for a pattern that matches too much.
         """
         candidates: dict[str, _Candidate] = {}
         for candidate in self._candidates():
-            if not self._is_never(candidate) and not is_excluded(self._entry_path(candidate.place)):
+            path = self._entry_path(candidate.place)
+            if not self._is_never(candidate) and not is_excluded(path, candidate.is_directory):
                 candidates.setdefault(candidate.place, candidate)
         roots: dict[str, Root] = {}
         taken: set[str] = set()
@@ -165,20 +171,18 @@ def below(path: str, directory: str) -> str | None:
 
 
 def _look(place: str, *, required: bool) -> _Candidate | None:
-    leads_nowhere = False
     try:
-        is_link = stat.S_ISLNK(os.lstat(place).st_mode)
-        try:
-            os.stat(place)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise
-            leads_nowhere = True
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        status = os.lstat(place)
+        is_link = stat.S_ISLNK(status.st_mode)
+        if is_link:
+            status = os.stat(place)
     except OSError as error:
-        raise failure(place, error) from error
-    return _Candidate(place, os.path.realpath(place), is_link, leads_nowhere, required)
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise failure(place, error) from error
+        if not os.path.islink(place):
+            return None
+        return _Candidate(place, os.path.realpath(place), True, False, True, required)
+    return _Candidate(place, os.path.realpath(place), is_link, stat.S_ISDIR(status.st_mode), False, required)
 
 
 def _real_parent(place: str) -> str:

@@ -28,7 +28,7 @@ class Spill:
         start = self.end
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="holdfast-", buffering=0)
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  `close` closes it
             while self.end < start + len(run):
                 self.end += os.pwrite(self._file.fileno(), run[self.end - start :], self.end)
         except OSError as error:

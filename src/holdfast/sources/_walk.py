@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
-from operator import attrgetter
 
 from holdfast.errors import SourceMissing
 from holdfast.events import Emit, Warned
@@ -144,7 +143,12 @@ class Walk:
                 self._spill.release(level.spilled_from)
 
     def _item(
-        self, directory: Directory, name: str, path: str, status: os.stat_result, logged: Collection[str] | None
+        self,
+        directory: Directory,
+        name: str,
+        path: str,
+        status: os.stat_result,
+        logged: Collection[str] | None,
     ) -> FileItem | None:
         """The item for what is no directory; None for what is passed over."""
         try:
@@ -166,7 +170,12 @@ class Walk:
         return FileItem(entry, directory, name, self._reader)
 
     def _file(
-        self, directory: Directory, name: str, path: str, status: os.stat_result, logged: Collection[str] | None
+        self,
+        directory: Directory,
+        name: str,
+        path: str,
+        status: os.stat_result,
+        logged: Collection[str] | None,
     ) -> Entry:
         if status.st_nlink > 1:
             first = self._links.first(status, path)
@@ -197,7 +206,7 @@ class Walk:
     def _list(self, level: _Level, hidden: Collection[str]) -> None:
         found = level.directory.names()
         logged: set[str] = set()
-        runs = []
+        runs: list[Iterator[str]] = []
         while batch := list(islice(found, NAMES_IN_MEMORY)):
             is_full = len(batch) == NAMES_IN_MEMORY
             names = sorted(

@@ -54,8 +54,8 @@ class Upload(Protocol):
 class Storage(Protocol):
     """Where bytes are kept. Every method raises StorageError when the storage refuses."""
 
-    def create(self, name: str) -> Upload:
-        """Begins an object. Raises StorageError when the name is taken."""
+    def create(self, name: str, *, replace: bool = False) -> Upload:
+        """Begins an object. Raises StorageError when the name is taken, unless it is to be replaced."""
         ...
 
     def put(self, name: str, data: bytes) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -28,15 +28,15 @@ class LocalStorage:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def create(self, name: str) -> LocalUpload:
+    def create(self, name: str, *, replace: bool = False) -> LocalUpload:
         target = self._path(name)
-        if target.exists():
+        if target.exists() and not replace:
             raise StorageError(f"{target} already exists")
         with explained(f"cannot write to {self.directory}"):
             self._make(target.parent)
             self._make(self.directory / _TEMP)
             return LocalUpload(
-                self.directory / _TEMP / f"{target.name}.{secrets.token_hex(4)}.partial", target
+                self.directory / _TEMP / f"{target.name}.{secrets.token_hex(4)}.partial", target, replace=replace
             )
 
     def put(self, name: str, data: bytes) -> None:
@@ -102,13 +102,26 @@ class LocalStorage:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+class FlatStorage(LocalStorage):
+    """A directory in which archives lie side by side, whatever directories their names speak of."""
+
+    def __init__(self, directory: Path, aliases: Mapping[str, str] | None = None) -> None:
+        """`aliases`: names in the storage that stand for files of another name."""
+        super().__init__(directory)
+        self._aliases = aliases or {}
+
+    def _path(self, name: str) -> Path:
+        return self.directory / os.path.basename(self._aliases.get(name, name))
+
+
 class LocalUpload:
     """Implements `holdfast.storage.base.Upload`."""
 
-    def __init__(self, partial: Path, target: Path) -> None:
+    def __init__(self, partial: Path, target: Path, *, replace: bool = False) -> None:
         self.size = 0
         self._partial = partial
         self._target = target
+        self._replace = replace
         self._fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._written = hashlib.sha256()
 
@@ -127,9 +140,12 @@ class LocalUpload:
             with explained(f"cannot write {self._target}"):
                 os.fsync(self._fd)
                 checksum = self._read_back()
-                # A link, unlike a rename, fails when the name is taken.
-                os.link(self._partial, self._target)
-                self._partial.unlink()
+                if self._replace:
+                    self._partial.replace(self._target)
+                else:
+                    # A link, unlike a rename, fails when the name is taken.
+                    os.link(self._partial, self._target)
+                    self._partial.unlink()
                 sync_directory(self._target.parent)
         finally:
             self.abort()

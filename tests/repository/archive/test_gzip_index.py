@@ -11,7 +11,10 @@ from holdfast.repository.archive._gzip_index import BlockIndex
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1000, 16 << 20)), min_size=1), st.integers(0, 1 << 40))
+@given(
+    st.lists(st.tuples(st.integers(1, 1000), st.integers(1000, 16 << 20)), min_size=1),
+    st.integers(0, 1 << 40),
+)
 def test_the_index_knows_where_every_block_lies(pairs: list[tuple[int, int]], start: int) -> None:
     index = BlockIndex(pairs, start=start)
     assert list(index) == pairs
@@ -29,7 +32,16 @@ def test_the_index_knows_where_every_block_lies(pairs: list[tuple[int, int]], st
 
 @pytest.mark.parametrize(
     "pair",
-    [(0, 1), (1, 0), (-1, 1), (1, -1), (1, (16 << 20) + 1), (10_000, 100), ((16 << 20) + (1 << 20), 16 << 20), (1 << 70, 1)],
+    [
+        (0, 1),
+        (1, 0),
+        (-1, 1),
+        (1, -1),
+        (1, (16 << 20) + 1),
+        (10_000, 100),
+        ((16 << 20) + (1 << 20), 16 << 20),
+        (1 << 70, 1),
+    ],
 )
 def test_lengths_that_no_block_can_have_are_refused(pair: tuple[int, int]) -> None:
     index = BlockIndex([(5, 5)])

@@ -1,7 +1,8 @@
-"""The contract's format: every backup is one tar.gz file, encrypted or not, with a metadata file beside it."""
+"""The contract's format: a backup is one tar.gz file, encrypted or not, with a metadata file beside it."""
 
 from __future__ import annotations
 
+from holdfast.repository.archive._names import archive_id
 from holdfast.repository.archive.repository import ArchiveRepository, Seal
 
-__all__ = ["ArchiveRepository", "Seal"]
+__all__ = ["ArchiveRepository", "Seal", "archive_id"]

@@ -18,7 +18,9 @@ from holdfast.repository.archive._parent import ParentList, list_head
 from holdfast.repository.archive._parts import PartsWriter, chunks
 from holdfast.state import LocalState
 
-_LARGE = 256 << 10
+LARGE = 256 << 10
+"""Bytes. Files above it are cut into chunks."""
+
 _KEEP = 8
 
 
@@ -69,7 +71,7 @@ def rebuild(state: LocalState, stored: StoredArchive) -> None:
         for source in stored.sources():
             spool.write(manifest.source_line((source.component, source.name), whole=True))
             for entry in stored.entries(source):
-                if entry.kind != "file" or entry.size <= _LARGE:
+                if entry.kind != "file" or entry.size <= LARGE:
                     spool.write(manifest.entry_line(entry))
                     continue
                 parts = PartsWriter()

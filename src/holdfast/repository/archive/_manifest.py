@@ -196,6 +196,8 @@ def parse_end(line: bytes) -> tuple[int, int, list[SourceRecord]]:
                 kind=str(item["kind"]),
                 roots=tuple(_path(root) for root in item["roots"]),
                 moment=dict(item["moment"]),
+                entries=_count(item["entries"]),
+                bytes=_count(item["bytes"]),
             )
             for item in end["sources"]
         ]

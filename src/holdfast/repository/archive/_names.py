@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.model import BACKUP_TYPES, BackupMetadata, BackupType, type_of_id
+from holdfast.model import BACKUP_TYPES, BackupMetadata, BackupType, is_backup_id, type_of_id
 
 DIRECTORIES: dict[BackupType, str] = {kind: f"{kind}/" for kind in BACKUP_TYPES}
 _METADATA = ".metadata.json"
@@ -25,7 +25,7 @@ def id_of_metadata(name: str) -> str | None:
     return name.rpartition("/")[2].removesuffix(_METADATA) if name.endswith(_METADATA) else None
 
 
-def id_of_archive(name: str) -> str | None:
-    """The id in an archive's file name; None for any other name."""
-    base = name.rpartition("/")[2].removesuffix(".enc")
-    return base.removesuffix(".tar.gz") if base.endswith(".tar.gz") else None
+def archive_id(name: str) -> str | None:
+    """The backup id in an archive's file name; None where there is none."""
+    found = name.rpartition("/")[2].removesuffix(".enc").removesuffix(".tar.gz")
+    return found if is_backup_id(found) else None

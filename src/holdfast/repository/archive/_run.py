@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import IO
 
 from holdfast.crypto import Recipient, SealingWriter
@@ -37,9 +38,10 @@ class ArchiveRun:
         recipients: tuple[Recipient, ...],
         max_bytes: int | None,
         parent: ParentList | None,
-        publish: Callable[[ArchiveRun, int, float], BackupMetadata],
+        publish: Callable[[ArchiveRun, int, float], BackupMetadata] | None = None,
     ) -> None:
-        """`publish` makes the finished archive a backup, given the warnings and the seconds it took."""
+        """`publish` makes the finished archive a backup, given the warnings and the seconds it took; whoever wants
+        just the archive calls `finish`."""
         self.backup_id = header.id
         self.warnings: list[str] = []
         self.committed: BackupMetadata | None = None
@@ -125,9 +127,12 @@ class ArchiveRun:
                 self._delete(row.entry.path, order_key(row.entry.path))
                 self._rows.advance()
         self._rows = None
-        self._records.append(record)
+        entries = self.entries - sum(known.entries for known in self._records)
+        size = self.source_bytes - sum(known.bytes for known in self._records)
+        self._records.append(replace(record, entries=entries, bytes=size))
 
     def commit(self, *, warnings: int, duration_seconds: float) -> BackupMetadata:
+        assert self._publish is not None
         self.committed = self._publish(self, warnings, duration_seconds)
         return self.committed
 

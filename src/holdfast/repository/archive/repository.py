@@ -3,48 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 
-from holdfast.clock import Clock, timestamp
-from holdfast.crypto import KeyRing, OpeningReader, Recipient, is_age_file
+from holdfast.clock import Clock
+from holdfast.crypto import KeyRing, OpeningReader, Recipient, is_age_file, rewrap
 from holdfast.errors import (
     BackupNotFound,
     CorruptBackup,
     HoldfastError,
-    ParentMissing,
+    KeyWrong,
     RepositoryError,
     StorageError,
-    UsageError,
 )
 from holdfast.model import (
-    BACKUP_TYPES,
     METADATA_VERSION,
     BackupMetadata,
-    BackupType,
+    Entry,
     ManifestLocation,
     Signature,
-    is_backup_id,
     make_backup_id,
-    type_of_id,
 )
 from holdfast.repository.archive import _lists as lists
 from holdfast.repository.archive import _names as names
+from holdfast.repository.archive._catalog import RUNNING, Catalog
 from holdfast.repository.archive._chain import StoredArchive
+from holdfast.repository.archive._lists import LARGE
 from holdfast.repository.archive._manifest import Header
 from holdfast.repository.archive._open import OpenArchive
 from holdfast.repository.archive._parent import ParentList
 from holdfast.repository.archive._run import ArchiveRun
 from holdfast.repository.archive._verify import verify_content
-from holdfast.repository.base import RunPlan
+from holdfast.repository.base import Pieces, RunPlan, StoredBackup
 from holdfast.state import LocalState
-from holdfast.storage.base import RandomAccess, Storage
+from holdfast.storage.base import RandomAccess, Storage, Upload
 
-_METADATA_LIMIT = 1 << 20
-_RUNNING = "running"
 _READ = 1 << 20
 
 
@@ -63,7 +57,7 @@ def statement(backup_id: str, manifest_digest: str) -> bytes:
     return f"holdfast backup\n{backup_id}\n{manifest_digest}\n".encode()
 
 
-class ArchiveRepository:
+class ArchiveRepository(Catalog):
     """Implements `holdfast.repository.base.Repository`."""
 
     def __init__(
@@ -77,57 +71,13 @@ class ArchiveRepository:
         tool: str,
         clock: Clock,
     ) -> None:
-        self._storage = storage
+        super().__init__(storage)
         self._state = state
         self._seal = seal
         self._level = level
         self._host = host
         self._tool = tool
         self._clock = clock
-
-    def backups(self, backup_type: BackupType | None = None) -> list[BackupMetadata]:
-        found = [
-            self._load(name)
-            for kind in ([backup_type] if backup_type else BACKUP_TYPES)
-            for name in self._storage.names(names.DIRECTORIES[kind])
-            if is_backup_id(names.id_of_metadata(name) or "")
-        ]
-        return sorted(found, key=lambda metadata: (metadata.timestamp, metadata.backup_id), reverse=True)
-
-    def find(self, reference: str) -> BackupMetadata:
-        if is_backup_id(reference) and self._storage.exists(names.metadata_name(reference)):
-            metadata = self._load(names.metadata_name(reference))
-            if not metadata.is_good:
-                raise BackupNotFound(
-                    f"{reference} is the record of a backup that failed: {metadata.error_message or metadata.status}"
-                )
-            return metadata
-        good = [metadata for metadata in self.backups() if metadata.is_good]
-        if reference == "latest":
-            if not good:
-                raise BackupNotFound("there is no backup yet", hint="`holdfast backup` makes one.")
-            return good[0]
-        matching = [metadata for metadata in good if metadata.backup_id.startswith(reference)]
-        if not reference or not matching:
-            raise BackupNotFound(f"there is no backup {reference!r}")
-        if len(matching) > 1:
-            few = ", ".join(metadata.backup_id for metadata in matching[:4])
-            raise UsageError(f"{reference!r} begins {len(matching)} ids: {few}…", hint="Give more of the id.")
-        return matching[0]
-
-    def chain(self, metadata: BackupMetadata) -> list[BackupMetadata]:
-        found = [metadata]
-        while (parent := found[-1].parent) is not None:
-            if parent in {known.backup_id for known in found}:
-                raise CorruptBackup(f"{parent} is said to rest on itself")
-            try:
-                found.append(self.find(parent))
-            except BackupNotFound:
-                raise ParentMissing(
-                    f"{metadata.backup_id} rests on {parent}, which is not here",
-                    hint=f"Bring {parent} back into the backup directory, or restore another backup.",
-                ) from None
-        return found
 
     @contextmanager
     def begin(self, plan: RunPlan) -> Iterator[ArchiveRun]:
@@ -138,7 +88,7 @@ class ArchiveRepository:
             self.clean()
             recipients = self._seal.keys().recipients if self._seal.encrypt else ()
             parent = self._parent_list(stack, plan.parent) if plan.parent is not None else None
-            started = self._reserve(plan)
+            started = self.reserve(self._running(plan), self._clock())
             run: ArchiveRun | None = None
             try:
                 run = self._run(stack, plan, started, recipients, parent)
@@ -190,11 +140,6 @@ class ArchiveRepository:
         digest = metadata.manifest.digest if metadata.manifest else ""
         return metadata.signature, statement(metadata.backup_id, digest)
 
-    def set_pinned(self, metadata: BackupMetadata, pinned: bool) -> BackupMetadata:
-        changed = replace(metadata, pinned=pinned)
-        self.save_metadata(changed)
-        return changed
-
     def delete(self, metadata: BackupMetadata) -> None:
         # The metadata goes first: an archive without it is no backup any more, metadata without an archive is a
         # broken promise.
@@ -206,16 +151,77 @@ class ArchiveRepository:
         """Takes back what runs that were killed have left. Only while the backup lock is held."""
         cleaned = self._storage.sweep()
         for metadata in self.backups():
-            if metadata.status == _RUNNING:
+            if metadata.status == RUNNING:
                 self._storage.delete(names.archive_of(metadata))
                 error = StorageError("the run was cut off: killed, or the machine went down")
                 self._record_failure(metadata, error)
                 cleaned.append(metadata.backup_id)
         return cleaned
 
-    def save_metadata(self, metadata: BackupMetadata) -> None:
-        data = json.dumps(metadata.to_json(), indent=2).encode() + b"\n"
-        self._storage.put(names.metadata_name(metadata.backup_id), data)
+    def rewrap(self, metadata: BackupMetadata, old: KeyRing, new: KeyRing) -> bool:
+        """Gives an archive to other recipients, copying what it holds as it is. False when `new` opens it already.
+
+        Raises KeyWrong when `old` does not open it.
+        """
+        name = names.archive_of(metadata)
+        with self._open_file(name) as file:
+            if new.can_decrypt and _opens(file, new):
+                # A crash may have come between the archive and its metadata.
+                checksum, size, changed = _checksum(file, lambda count: None), file.size, False
+            else:
+                upload = self._storage.create(name, replace=True)
+                try:
+                    rewrap(file, upload, old.identities, new.recipients, name=name)
+                    checksum, size, changed = upload.publish(), upload.size, True
+                finally:
+                    upload.abort()
+        if checksum != metadata.checksum:
+            self.save_metadata(replace(metadata, checksum=checksum, size_bytes=size))
+        return changed
+
+    def orphans(self) -> list[str]:
+        """The names of archives that have lost their metadata."""
+        return [
+            name
+            for directory in names.DIRECTORIES.values()
+            for name in self._storage.names(directory)
+            if (backup_id := names.archive_id(name))
+            and not self._storage.exists(names.metadata_name(backup_id))
+        ]
+
+    def rebuild_list(self, metadata: BackupMetadata) -> bool:
+        """Makes the list of a backup in the local state, by reading all of it. False when it is there already."""
+        found = lists.open_list(self._state, metadata)
+        if found is not None:
+            found.close()
+            return False
+        with self.open(metadata) as stored:
+            lists.rebuild(self._state, stored)
+        return True
+
+    def export(self, stored: StoredBackup, upload: Upload, progress: Callable[[int, int], None]) -> None:
+        """Writes a backup to `upload` as a full, unencrypted archive, whatever it rests on."""
+        metadata = stored.metadata
+        header = Header(
+            id=make_backup_id("full", metadata.moment),
+            type="full",
+            time=metadata.timestamp,
+            host=metadata.host,
+            tool=metadata.tool,
+            components=metadata.components,
+            tags=metadata.tags,
+        )
+        run = ArchiveRun(header, upload, level=self._level, recipients=(), max_bytes=None, parent=None)
+        try:
+            for record in stored.sources():
+                run.begin_source(record.component, record.name)
+                for entry in stored.entries(record):
+                    run.add(entry, _content(stored, entry), None)
+                    progress(entry.size, 1)
+                run.end_source(record)
+            run.finish()
+        finally:
+            run.abort()
 
     def examine(self, name: str) -> BackupMetadata:
         """The metadata of an archive that has lost its own, unsigned, from its manifest. Reads it to the end."""
@@ -244,6 +250,17 @@ class ArchiveRepository:
                 ),
             )
 
+    def path_of(self, backup_id: str) -> str | None:
+        """The name of a recorded backup's archive in the storage; None when there is no good record of it."""
+        try:
+            return names.archive_of(self.find(backup_id))
+        except BackupNotFound:
+            return None
+
+    def archive_name(self, metadata: BackupMetadata) -> str:
+        """The name of a backup's archive in the storage."""
+        return names.archive_of(metadata)
+
     def over(self, storage: Storage) -> ArchiveRepository:
         """The same keys and the same local state over another storage."""
         return ArchiveRepository(
@@ -254,6 +271,23 @@ class ArchiveRepository:
             host=self._host,
             tool=self._tool,
             clock=self._clock,
+        )
+
+    def _running(self, plan: RunPlan) -> BackupMetadata:
+        return BackupMetadata(
+            backup_id="",
+            timestamp="",
+            version=METADATA_VERSION,
+            type=plan.type,
+            size_bytes=0,
+            checksum="",
+            components=plan.components,
+            status=RUNNING,
+            parent=plan.parent.backup_id if plan.parent else None,
+            encrypted=self._seal.encrypt,
+            host=self._host,
+            tool=self._tool,
+            tags=plan.tags,
         )
 
     def _run(
@@ -333,68 +367,6 @@ class ArchiveRepository:
             levels.append(_opened(stack, self._source(stack, name), level, name))
         return levels
 
-    def _load(self, name: str) -> BackupMetadata:
-        """A metadata file that cannot be read stands in the list as damaged, and hides no other."""
-        try:
-            return self._parse(name)
-        except CorruptBackup as error:
-            backup_id = names.id_of_metadata(name) or ""
-            moment = datetime.strptime(backup_id.partition("_")[2], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
-            return BackupMetadata(
-                backup_id=backup_id,
-                timestamp=timestamp(moment),
-                version=METADATA_VERSION,
-                type=type_of_id(backup_id),
-                size_bytes=0,
-                checksum="",
-                components=(),
-                status="damaged",
-                error_message=str(error),
-            )
-
-    def _parse(self, name: str) -> BackupMetadata:
-        try:
-            data = json.loads(self._storage.get(name, limit=_METADATA_LIMIT))
-        except (ValueError, RecursionError) as error:
-            raise CorruptBackup(f"{name} is not JSON") from error
-        metadata = BackupMetadata.from_json(data, what=name)
-        if names.metadata_name(metadata.backup_id) != name:
-            raise CorruptBackup(f"{name} is the metadata of {metadata.backup_id}")
-        return metadata
-
-    def _reserve(self, plan: RunPlan) -> BackupMetadata:
-        """Takes the next free second as the id, and marks the run as running."""
-        moment = self._clock()
-        while True:
-            metadata = BackupMetadata(
-                backup_id=make_backup_id(plan.type, moment),
-                timestamp=timestamp(moment),
-                version=METADATA_VERSION,
-                type=plan.type,
-                size_bytes=0,
-                checksum="",
-                components=plan.components,
-                status=_RUNNING,
-                parent=plan.parent.backup_id if plan.parent else None,
-                encrypted=self._seal.encrypt,
-                host=self._host,
-                tool=self._tool,
-                tags=plan.tags,
-            )
-            name = names.metadata_name(metadata.backup_id)
-            if not self._storage.exists(name) and not any(
-                self._storage.exists(names.archive_name(metadata.backup_id, encrypted=encrypted))
-                for encrypted in (True, False)
-            ):
-                upload = self._storage.create(name)
-                try:
-                    upload.write(json.dumps(metadata.to_json(), indent=2).encode() + b"\n")
-                    upload.publish()
-                finally:
-                    upload.abort()
-                return metadata
-            moment += timedelta(seconds=1)
-
     def _record_failure(self, started: BackupMetadata, error: BaseException) -> None:
         message = str(error) if isinstance(error, HoldfastError) else f"{type(error).__name__}: {error}"
         if isinstance(error, KeyboardInterrupt):
@@ -425,6 +397,32 @@ def _checksum(file: RandomAccess, progress: Callable[[int], None]) -> str:
         digest.update(piece)
         progress(len(piece))
     return digest.hexdigest()
+
+
+def _content(stored: StoredBackup, entry: Entry) -> _Content | None:
+    if entry.kind != "file":
+        return None
+    pieces = stored.read(entry)
+    if entry.size <= LARGE:
+        return _Content(size=entry.size, data=b"".join(bytes(piece) for piece in pieces), stream=None)
+    return _Content(size=entry.size, data=None, stream=pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """An entry's content out of another backup."""
+
+    size: int
+    data: bytes | None
+    stream: Pieces | None
+
+
+def _opens(file: RandomAccess, keys: KeyRing) -> bool:
+    try:
+        OpeningReader(file, keys.identities)
+    except KeyWrong:
+        return False
+    return True
 
 
 def plaintext(file: RandomAccess, keys: Callable[[], KeyRing]) -> RandomAccess:

@@ -1,4 +1,4 @@
-"""The restore transaction: several swaps that happen all or not at all, and can be taken back."""
+"""The protocol of a swap."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ class Swap(Protocol):
     """
 
     kind: ClassVar[str]
+    """Its name in a journal."""
+    note: str
+    """What a person should know about how it was applied; mostly empty."""
 
     def to_journal(self) -> dict[str, Any]:
         """All that `from_journal` needs in a process to come. JSON, no secrets."""

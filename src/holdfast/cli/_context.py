@@ -1,0 +1,85 @@
+"""What every command does around its own work: recover first, tell errors, choose the exit code."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from holdfast.cli._terminal import print_json, say
+from holdfast.errors import HoldfastError, Interrupted
+from holdfast.events import Event, Noted
+
+if TYPE_CHECKING:
+    from holdfast.installation import Installation
+
+
+@contextmanager
+def command(*, as_json: bool = False, recovering: bool = True) -> Iterator[Installation]:
+    """Runs a command's body: loads the settings, recovers what a crashed restore left, turns errors into words and
+    exit codes."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        from holdfast.installation import Installation
+        from holdfast.jobs.recover import recover
+
+        installation = Installation.load()
+        _set_up_logging(installation.settings.log_level)
+        if recovering:
+            recover(installation, _tell)
+        yield installation
+    except (HoldfastError, KeyboardInterrupt) as error:
+        fail(error, as_json=as_json)
+
+
+def fail(error: BaseException, *, as_json: bool = False) -> NoReturn:
+    """Tells an error, and exits with its code."""
+    if isinstance(error, KeyboardInterrupt):
+        error = Interrupted("interrupted")
+    assert isinstance(error, HoldfastError)
+    if as_json:
+        print_json(
+            {
+                "error": type(error).__name__,
+                "message": str(error),
+                "hint": error.hint,
+                "exit_code": error.exit_code,
+            }
+        )
+    say(f"Error: {error}")
+    for note in getattr(error, "__notes__", ()):
+        say(f"Also: {note}")
+    if error.hint:
+        say(f"Hint: {error.hint}")
+    raise typer.Exit(error.exit_code) from error
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted("terminated")
+
+
+def _tell(event: Event) -> None:
+    if isinstance(event, Noted):
+        say(event.message)
+
+
+def _set_up_logging(level: str) -> None:
+    root = logging.getLogger("holdfast")
+    if verbosity["level"] or level == "DEBUG":
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        root.addHandler(handler)
+        root.setLevel(verbosity["level"] or level)
+    else:
+        # Warnings reach a person through the events; without this, logging would print them a second time.
+        root.addHandler(logging.NullHandler())
+
+
+verbosity: dict[str, str] = {"level": ""}
+"""Set by ``-v``."""

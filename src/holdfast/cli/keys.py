@@ -1,0 +1,65 @@
+"""Commands about keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli._context import command
+from holdfast.cli._terminal import print_json, say, watching
+from holdfast.cli.backups import Json
+
+app = typer.Typer(help="Make, change and print the key.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write it.")] = Path("holdfast.key"),
+    as_json: Json = False,
+) -> None:
+    """Make a key, and write it to a file that only you can read."""
+    with command(as_json=as_json) as installation:
+        from holdfast.jobs.keys import new_key
+
+        recipient = new_key(installation, path)
+        if as_json:
+            print_json({"file": str(path.absolute()), "recipient": recipient})
+            return
+        print(recipient)
+        say(f"The key is in {path.absolute()}. Losing it loses the backups: keep a copy elsewhere, or on paper")
+        say("(`holdfast key sheet`). The line above is its public part: a host that has only that, as its")
+        say("ENCRYPTION_KEY, can make backups and cannot read them.")
+
+
+@app.command()
+def rotate(
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A file with the new key: an identity, recipients or a passphrase. By default a new identity is made.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Give every backup a new key, without encrypting it anew."""
+    with command(as_json=as_json) as installation:
+        from holdfast.jobs.keys import rotate_key
+
+        with watching(quiet=as_json) as emit:
+            rotated = rotate_key(installation, to, emit)
+        if as_json:
+            print_json({"rotated": rotated})
+        else:
+            say(f"{rotated} archives have the new key. Copies of them elsewhere still have the old one.")
+
+
+@app.command()
+def sheet() -> None:
+    """Print the key, and how to restore with it, for a safe."""
+    with command() as installation:
+        from holdfast.jobs.keys import key_sheet
+
+        print(key_sheet(installation))

@@ -1,0 +1,109 @@
+"""Commands that look after the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli._context import command
+from holdfast.cli._terminal import human_size, print_json, print_table, say, watching
+from holdfast.cli.backups import Id, Json
+from holdfast.errors import EXIT_FAILED, EXIT_WARNINGS
+
+
+def expire(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go, and why.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Drop backups that are older than the retention allows."""
+    with command(as_json=as_json) as installation:
+        from holdfast.jobs.expire import expire as run
+
+        with watching(quiet=True) as emit:
+            verdicts = run(installation, emit, dry_run=dry_run)
+        if as_json:
+            print_json(
+                [
+                    {"backup_id": verdict.backup.backup_id, "keep": verdict.keep, "reason": verdict.reason}
+                    for verdict in verdicts
+                ]
+            )
+            return
+        dropped = "would drop" if dry_run else "dropped"
+        print_table(
+            ("", "ID", "WHY"),
+            [
+                ("keep" if verdict.keep else dropped, verdict.backup.backup_id, verdict.reason)
+                for verdict in verdicts
+            ],
+        )
+        freed = sum(verdict.backup.size_bytes for verdict in verdicts if not verdict.keep)
+        gone = sum(not verdict.keep for verdict in verdicts)
+        say(f"{gone} {'backup' if gone == 1 else 'backups'} {dropped}, {human_size(freed)}.")
+
+
+def check(as_json: Json = False) -> None:
+    """Prove that the set-up works: keys, sources, room, repository."""
+    with command(as_json=as_json) as installation:
+        from holdfast.jobs.check import check as run
+
+        findings = run(installation)
+        if as_json:
+            print_json(
+                [{"subject": found.subject, "state": found.state, "detail": found.detail} for found in findings]
+            )
+        else:
+            print_table(("", "", ""), [(found.state, found.subject, found.detail) for found in findings])
+        states = {found.state for found in findings}
+        if "FAILED" in states:
+            raise typer.Exit(EXIT_FAILED)
+        if "warning" in states:
+            raise typer.Exit(EXIT_WARNINGS)
+
+
+def export(
+    backup_id: Id,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="By default <id>.tar.gz in this directory.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a backup, with all it rests on, as one ordinary, unencrypted tar.gz."""
+    with command(as_json=as_json) as installation:
+        from holdfast.jobs.export import export as run
+
+        with watching(quiet=as_json) as emit:
+            written = run(installation, backup_id, output, emit)
+        if as_json:
+            print_json({"output": str(written), "size_bytes": written.stat().st_size})
+        else:
+            say("It is not encrypted: whoever can read the file can read the backup.")
+            print(written)
+
+
+def gc(as_json: Json = False) -> None:
+    """Free what killed runs have left behind."""
+    with command(as_json=as_json) as installation:
+        from holdfast.jobs.gc import gc as run
+
+        with watching(quiet=as_json) as emit:
+            freed = run(installation, emit)
+        if as_json:
+            print_json({"freed": freed})
+        elif not freed:
+            say("There is nothing to free.")
+
+
+def repair(as_json: Json = False) -> None:
+    """Make metadata and local state again from the archives."""
+    with command(as_json=as_json) as installation:
+        from holdfast.jobs.repair import repair as run
+
+        with watching(quiet=as_json) as emit:
+            repaired = run(installation, emit)
+        if as_json:
+            print_json({"repaired": repaired})
+        elif not repaired:
+            say("There is nothing to repair.")

@@ -1,0 +1,37 @@
+"""Events as log records, under the logger ``holdfast``."""
+
+from __future__ import annotations
+
+import logging
+
+from holdfast.events import (
+    Event,
+    Noted,
+    Progressed,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    StageStarted,
+    Warned,
+)
+
+logger = logging.getLogger("holdfast")
+
+
+def log(event: Event) -> None:
+    """Subscribes `logging` to a job."""
+    match event:
+        case Progressed(bytes_done, entries_done):
+            logger.debug("%d bytes, %d entries", bytes_done, entries_done)
+        case StageStarted(stage, subject):
+            logger.debug("%s %s", stage, subject)
+        case Warned(message):
+            logger.warning("%s", message)
+        case Noted(message):
+            logger.info("%s", message)
+        case RunStarted(verb, subject):
+            logger.info("%s %s: started", verb, subject)
+        case RunFinished(verb, subject):
+            logger.info("%s %s: done", verb, subject)
+        case RunFailed(verb, subject, error):
+            logger.error("%s %s: %s", verb, subject, error)

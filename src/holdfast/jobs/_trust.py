@@ -1,0 +1,57 @@
+"""Whose backups are believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.crypto import fingerprint, verify
+from holdfast.errors import HostileBackup, UntrustedSignature
+from holdfast.installation import Installation
+from holdfast.model import BackupMetadata
+from holdfast.repository.base import Repository
+
+Confirm = Callable[[str], bool]
+"""Puts a question to a person. False where nobody can answer."""
+
+
+def check_signature(
+    installation: Installation,
+    repository: Repository,
+    metadata: BackupMetadata,
+    *,
+    trust: bool,
+    vouch: Confirm,
+) -> None:
+    """Encryption proves nothing about who wrote a backup, since anyone may encrypt to a recipient; its signature does.
+
+    Passes a signature by this host or by a key that was pinned here. Where nothing is pinned yet (a new machine),
+    a person may confirm the fingerprint, which pins it. Raises UntrustedSignature otherwise, unless `trust`; and
+    HostileBackup for a signature that is wrong, `trust` or not.
+    """
+    signature, statement = repository.signature_of(metadata)
+    if signature is not None and not verify(signature.key, signature.value, statement):
+        raise HostileBackup(f"{metadata.backup_id}: its signature does not fit its content")
+    if trust:
+        return
+    state = installation.state
+    own = {installation.signing_key().public} if state.signing_key.exists() else frozenset()
+    known = own | state.trusted_keys()
+    if signature is None:
+        if not known and vouch(f"{metadata.backup_id} is not signed. Restore it all the same?"):
+            return
+        raise UntrustedSignature(
+            f"{metadata.backup_id} is not signed, so nothing tells who made it",
+            hint="If you know where it comes from, add --trust.",
+        )
+    if signature.key in known:
+        return
+    print_ = fingerprint(signature.key)
+    if not known and vouch(
+        f"{metadata.backup_id} was signed on {metadata.host} by {print_}. Is that your key?"
+    ):
+        state.trust(signature.key)
+        return
+    raise UntrustedSignature(
+        f"{metadata.backup_id} is signed by {print_}, which this installation does not know",
+        hint=f"Compare it with `holdfast check` on {metadata.host or 'the host that made it'}, then add --trust.",
+    )

@@ -1,0 +1,36 @@
+"""Make again what can be made again from the archives."""
+
+from __future__ import annotations
+
+from holdfast.errors import CorruptBackup, CredentialError
+from holdfast.events import Emit, Noted, Warned
+from holdfast.installation import Installation
+
+
+def repair(installation: Installation, emit: Emit) -> int:
+    """Writes the metadata that archives have lost, and the list that the next incremental needs.
+
+    A signature cannot be made again: restoring such a backup needs `--trust`. Returns how many things were
+    repaired. Raises LockHeld, KeyMissing where archives are encrypted and cannot be read.
+    """
+    repaired = 0
+    repository = installation.repository
+    installation.state.make()
+    with repository.expiring():
+        for name in repository.orphans():
+            try:
+                metadata = repository.examine(name)
+            except (CorruptBackup, CredentialError) as error:
+                emit(Warned(f"{name} cannot be read: {error}"))
+                continue
+            if repository.archive_name(metadata) != name:
+                emit(Warned(f"{name} holds {metadata.backup_id}: give it that name"))
+                continue
+            repository.save_metadata(metadata)
+            emit(Noted(f"{metadata.backup_id}: wrote its metadata again, without a signature"))
+            repaired += 1
+        full = next((metadata for metadata in repository.backups("full") if metadata.is_good), None)
+        if full is not None and repository.rebuild_list(full):
+            emit(Noted(f"{full.backup_id}: made the list again that incrementals are compared with"))
+            repaired += 1
+    return repaired

@@ -1,0 +1,138 @@
+"""Which backups there are: their metadata files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from holdfast.clock import timestamp
+from holdfast.errors import BackupNotFound, CorruptBackup, ParentMissing, UsageError
+from holdfast.model import (
+    BACKUP_TYPES,
+    METADATA_VERSION,
+    BackupMetadata,
+    BackupType,
+    is_backup_id,
+    make_backup_id,
+    type_of_id,
+)
+from holdfast.repository.archive import _names as names
+from holdfast.storage.base import Storage
+
+RUNNING = "running"
+"""The status of a backup while it is made; left behind by a run that was killed."""
+
+_METADATA_LIMIT = 1 << 20
+
+
+class Catalog:
+    """The metadata of the backups in a storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def backups(self, backup_type: BackupType | None = None) -> list[BackupMetadata]:
+        found = [
+            self._load(name)
+            for kind in ([backup_type] if backup_type else BACKUP_TYPES)
+            for name in self._storage.names(names.DIRECTORIES[kind])
+            if is_backup_id(names.id_of_metadata(name) or "")
+        ]
+        return sorted(found, key=lambda metadata: (metadata.timestamp, metadata.backup_id), reverse=True)
+
+    def find(self, reference: str) -> BackupMetadata:
+        if is_backup_id(reference) and self._storage.exists(names.metadata_name(reference)):
+            metadata = self._load(names.metadata_name(reference))
+            if not metadata.is_good:
+                raise BackupNotFound(
+                    f"{reference} is the record of a backup that failed: {metadata.error_message or metadata.status}"
+                )
+            return metadata
+        good = [metadata for metadata in self.backups() if metadata.is_good]
+        if reference == "latest":
+            if not good:
+                raise BackupNotFound("there is no backup yet", hint="`holdfast backup` makes one.")
+            return good[0]
+        matching = [metadata for metadata in good if metadata.backup_id.startswith(reference)]
+        if not reference or not matching:
+            raise BackupNotFound(f"there is no backup {reference!r}")
+        if len(matching) > 1:
+            few = ", ".join(metadata.backup_id for metadata in matching[:4])
+            raise UsageError(f"{reference!r} begins {len(matching)} ids: {few}…", hint="Give more of the id.")
+        return matching[0]
+
+    def chain(self, metadata: BackupMetadata) -> list[BackupMetadata]:
+        found = [metadata]
+        while (parent := found[-1].parent) is not None:
+            if parent in {known.backup_id for known in found}:
+                raise CorruptBackup(f"{parent} is said to rest on itself")
+            try:
+                found.append(self.find(parent))
+            except BackupNotFound:
+                raise ParentMissing(
+                    f"{metadata.backup_id} rests on {parent}, which is not here",
+                    hint=f"Bring {parent} back into the backup directory, or restore another backup.",
+                ) from None
+        return found
+
+    def set_pinned(self, metadata: BackupMetadata, pinned: bool) -> BackupMetadata:
+        changed = replace(metadata, pinned=pinned)
+        self.save_metadata(changed)
+        return changed
+
+    def save_metadata(self, metadata: BackupMetadata) -> None:
+        self._storage.put(names.metadata_name(metadata.backup_id), _encode(metadata))
+
+    def reserve(self, metadata: BackupMetadata, moment: datetime) -> BackupMetadata:
+        """Takes the next free second from `moment` for an id, by making its metadata file."""
+        while True:
+            backup_id = make_backup_id(metadata.type, moment)
+            taken = (
+                names.metadata_name(backup_id),
+                names.archive_name(backup_id, encrypted=True),
+                names.archive_name(backup_id, encrypted=False),
+            )
+            if not any(self._storage.exists(name) for name in taken):
+                metadata = replace(metadata, backup_id=backup_id, timestamp=timestamp(moment))
+                upload = self._storage.create(taken[0])
+                try:
+                    upload.write(_encode(metadata))
+                    upload.publish()
+                finally:
+                    upload.abort()
+                return metadata
+            moment += timedelta(seconds=1)
+
+    def _load(self, name: str) -> BackupMetadata:
+        """A metadata file that cannot be read stands in the list as damaged, and hides no other."""
+        try:
+            return self._parse(name)
+        except CorruptBackup as error:
+            backup_id = names.id_of_metadata(name) or ""
+            moment = datetime.strptime(backup_id.partition("_")[2], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+            return BackupMetadata(
+                backup_id=backup_id,
+                timestamp=timestamp(moment),
+                version=METADATA_VERSION,
+                type=type_of_id(backup_id),
+                size_bytes=0,
+                checksum="",
+                components=(),
+                status="damaged",
+                error_message=str(error),
+            )
+
+    def _parse(self, name: str) -> BackupMetadata:
+        try:
+            data = json.loads(self._storage.get(name, limit=_METADATA_LIMIT))
+        except (ValueError, RecursionError) as error:
+            raise CorruptBackup(f"{name} is not JSON") from error
+        metadata = BackupMetadata.from_json(data, what=name)
+        if names.metadata_name(metadata.backup_id) != name:
+            raise CorruptBackup(f"{name} is the metadata of {metadata.backup_id}")
+        return metadata
+
+
+def _encode(metadata: BackupMetadata) -> bytes:
+    return json.dumps(metadata.to_json(), indent=2).encode() + b"\n"

@@ -1,0 +1,418 @@
+"""Putting a restored SQLite database in place of the live one, and taking that back.
+
+There are two roads. *Through*: SQLite's backup API writes the staged pages into the live database in one
+transaction of SQLite's own, so that every open connection, in whatever process, sees the restored rows next. The
+write lock is taken before the copy of the previous state is made, and is not let go until the swap is committed:
+no write falls between the two. *As files*: where that is not possible (the live file is damaged, or a reader does
+not let go of it) the live files are moved aside and the staged one is moved in; while that lasts writers are kept
+out as well. Whoever has the old files open goes on with them, and must be restarted: `SqliteSwap.note` says so.
+
+A foreign transaction that is not over by the deadline leaves no road: its journal would be found beside the new
+file, and be rolled back into it (https://www.sqlite.org/howtocorrupt.html, section 4). That is DatabaseBusy, and
+nothing was touched.
+
+Which step was reached shows in the private place alone::
+
+    0/copy.db      staged          1/copy.db   a whole copy of what was live, or
+                                   1/moved.db  the live files themselves, or
+                                   1/absent    there was none
+    1/applied      the way through was committed
+    1/moving-in    all that was live is moved aside, and the staged file is on its way
+    1/cleared      a revert has moved the restored files aside
+    1/reverted     a revert is finished, or there was nothing to revert
+
+The swap that takes this one back goes from ``1`` to ``2`` in the same manner.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, ClassVar
+
+from holdfast.durable import sync_directory
+from holdfast.errors import DatabaseBusy, DatabaseError, NothingToUndo, SourceMissing
+from holdfast.sources._databases import SIDE_FILES
+from holdfast.sources._directories import shown
+from holdfast.sources._snapshot import Snapshot, take_snapshot
+from holdfast.sources._sqlite_connection import (
+    BUSY,
+    DAMAGED,
+    code_of,
+    connect,
+    explained_database,
+    give_up_when_busy,
+    make_scratch,
+    pages_per_step,
+    pragma,
+)
+from holdfast.transaction import is_place_name, remove_place, restoring
+
+DOING = "Database restore"
+
+_ABSENT, _APPLIED, _MOVING_IN, _CLEARED, _REVERTED = "absent", "applied", "moving-in", "cleared", "reverted"
+_HEADER_BYTES = 100
+"""Of the first page; SQLite counts changes there, so copies of one state differ in it."""
+_BLOCK_BYTES = 4096
+
+Attributes = tuple[int, int, int]
+"""Mode, user id, group id."""
+
+
+class _NoWayThrough(Exception):
+    """The live database cannot be written to in place. The message says why: "it is …"."""
+
+
+class _State:
+    """One state of the database, in a directory of its own in the private place."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.copy = directory / "copy.db"
+        """Whole, in one file, used by nobody else."""
+        self.moved = directory / "moved.db"
+        """As it was, with what belongs to it beside it; perhaps still open in some process."""
+        self.undone = directory / "undone.db"
+        """`copy` or `moved` after it was live, on its way back here."""
+
+    def make_anew(self) -> None:
+        """Empties it of what an attempt that was reverted has left."""
+        old = self.directory.with_suffix(".old")
+        if self.directory.exists():
+            self.directory.rename(old)
+        if old.exists():
+            shutil.rmtree(old)
+        self.directory.mkdir(mode=0o700)
+        sync_directory(self.directory.parent)
+
+    @property
+    def main(self) -> Path | None:
+        """The file that can be moved to where the live one is."""
+        return next((path for path in (self.copy, self.moved) if path.exists()), None)
+
+    def has(self, mark: str) -> bool:
+        return (self.directory / mark).exists()
+
+    def mark(self, mark: str) -> None:
+        """Durable when it returns."""
+        os.close(os.open(self.directory / mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        sync_directory(self.directory)
+
+    def keep(self, source: sqlite3.Connection, attributes: os.stat_result) -> None:
+        """Makes `copy` from an open database. It exists only when it is whole and durable."""
+        part = self.copy.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with closing(connect(part, "rw")) as target:
+                make_scratch(target)
+                _copy(source, target, pages_per_step(source))
+            _take_on(part, (attributes.st_mode, attributes.st_uid, attributes.st_gid))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.rename(self.copy)
+        sync_directory(self.directory)
+
+
+class SqliteSwap:
+    """A staged SQLite database for a live one. Implements `holdfast.transaction.Swap`.
+
+    `place` is a private directory on the file system of `live`, with the staged database in ``0/copy.db``.
+    `timeout` is in seconds: so long locks of others are waited for, and once more when the live file then has to be
+    replaced. `attributes` are for a staged file that is moved in; None: it has them already.
+    Raises DatabaseBusy, DatabaseError, RestoreError, NoSpace; whatever was raised, `revert` puts right.
+    """
+
+    kind: ClassVar[str] = "sqlite"
+
+    def __init__(
+        self, live: Path, place: Path, *, timeout: float, attributes: Attributes | None = None, step: int = 0
+    ) -> None:
+        self._live = live
+        self._place = place
+        self._timeout = timeout
+        self._attributes = attributes
+        self._step = step
+        self._coming = _State(place / str(step))
+        self._kept = _State(place / str(step + 1))
+        self.note = ""
+        """What a person should know of how it was done. Empty when open connections see the new state."""
+
+    def to_journal(self) -> dict[str, Any]:
+        return {
+            "live": str(self._live),
+            "place": str(self._place),
+            "timeout": self._timeout,
+            "attributes": list(self._attributes) if self._attributes else None,
+            "step": self._step,
+        }
+
+    @classmethod
+    def from_journal(cls, state: dict[str, Any]) -> SqliteSwap:
+        """The inverse of `to_journal`. Raises KeyError, TypeError, ValueError."""
+        live, place, step = Path(state["live"]), Path(state["place"]), int(state["step"])
+        if not live.is_absolute() or place.parent != live.parent or not is_place_name(place.name) or step < 0:
+            raise ValueError(f"{place} is not a private place beside {live}")
+        attributes = None
+        if state["attributes"] is not None:
+            mode, uid, gid = map(int, state["attributes"])
+            attributes = (mode, uid, gid)
+        return cls(live, place, timeout=float(state["timeout"]), attributes=attributes, step=step)
+
+    def apply(self) -> None:
+        """See `Swap.apply`. The previous state is whole and durable before the first byte of it is replaced."""
+        with self._explained():
+            self._kept.make_anew()
+            staged = self._staged_copy()
+            if staged is not None and os.path.lexists(self._live):
+                try:
+                    self._write_through(staged, self._kept)
+                except _NoWayThrough as reason:
+                    self._note(reason)
+                    self._kept.copy.unlink(missing_ok=True)
+                else:
+                    self._kept.mark(_APPLIED)
+                    return
+            self._move_in()
+
+    def revert(self) -> None:
+        """See `Swap.revert`. What others wrote after `apply` goes with the restored state."""
+        with self._explained():
+            if not self._kept.directory.exists() or self._kept.has(_REVERTED):
+                return
+            if self._kept.moved.exists():
+                self._put_back(self._kept.moved)
+            elif self._kept.has(_ABSENT):
+                if self._kept.has(_MOVING_IN) and not self._kept.has(_CLEARED):
+                    self._put_back(None)
+            elif self._kept.copy.exists() and (self._kept.has(_CLEARED) or self._is_applied()):
+                self._restore_copy()
+            if self._coming.main is None and self._coming.undone.exists():
+                self._move_main(self._coming.undone, self._coming.moved)
+            self._kept.mark(_REVERTED)
+
+    def reversed(self) -> SqliteSwap:
+        return SqliteSwap(self._live, self._place, timeout=self._timeout, step=self._step + 1)
+
+    def settle(self) -> None:
+        with self._explained():
+            if self._coming.directory.exists():
+                shutil.rmtree(self._coming.directory)
+
+    def discard(self) -> None:
+        with self._explained():
+            remove_place(self._place)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        doing = f"{DOING} failed: cannot replace {shown(str(self._live))}"
+        with restoring(doing), explained_database(DOING, self._live, self._timeout):
+            yield
+
+    def _note(self, reason: Exception) -> None:
+        self.note = f"{shown(str(self._live))} was replaced as a file, because {reason}: restart what has it open"
+
+    def _staged_copy(self) -> Path | None:
+        """What is to come, as one whole file; None where that is no readable database, or none at all."""
+        coming = self._coming
+        if not coming.copy.exists() and coming.moved.exists():
+            try:
+                with closing(connect(coming.moved, "rw", timeout=self._timeout)) as moved:
+                    coming.keep(moved, os.stat(coming.moved))
+            except sqlite3.DatabaseError as error:
+                if code_of(error) not in DAMAGED:
+                    raise
+        if coming.main is None and not coming.has(_ABSENT):
+            raise NothingToUndo(f"nothing is kept that could take the place of {shown(str(self._live))}")
+        return coming.copy if coming.copy.exists() else None
+
+    # Through SQLite
+
+    def _write_through(self, source: Path, kept: _State | None) -> None:
+        """Makes the live database what `source` is, and `kept` a copy of what it was. Raises _NoWayThrough."""
+        try:
+            with (
+                closing(connect(source, "ro", immutable=True)) as staged,
+                closing(connect(self._live, "rw", timeout=self._timeout)) as live,
+            ):
+                pragma(live, "synchronous=EXTRA")
+                if pragma(live, "journal_mode") == "wal":
+                    self._write_to_log(staged, live, kept)
+                else:
+                    self._write_exclusively(staged, live, kept)
+        except sqlite3.DatabaseError as error:
+            if code_of(error) in DAMAGED:
+                raise _NoWayThrough("it is damaged") from error
+            if code_of(error) in BUSY:
+                raise _NoWayThrough("another process does not let go of it") from error
+            raise
+
+    def _write_exclusively(
+        self, staged: sqlite3.Connection, live: sqlite3.Connection, kept: _State | None
+    ) -> None:
+        """With a rollback journal: an exclusive lock outlasts the transaction that took it, until the connection
+        is closed (https://www.sqlite.org/pragma.html#pragma_locking_mode)."""
+        pragma(live, "locking_mode=EXCLUSIVE")
+        live.execute("BEGIN EXCLUSIVE")
+        live.execute("COMMIT")
+        if pragma(live, "journal_mode") != "wal":
+            pragma(live, "journal_mode=TRUNCATE")  # under such a lock the journal is not deleted
+        if kept is not None:
+            kept.keep(live, os.stat(self._live))
+        _copy(staged, live, pages_per_step(staged))
+
+    def _write_to_log(self, staged: sqlite3.Connection, live: sqlite3.Connection, kept: _State | None) -> None:
+        """In WAL mode: after its first step a backup holds the write lock, and has written nothing that a reader
+        sees. One reader more makes the copy then."""
+        pages = int(pragma(staged, "page_count"))
+        if pragma(staged, "page_size") != pragma(live, "page_size"):
+            raise _NoWayThrough("its pages are of another size")
+        if pages < 2:
+            raise _NoWayThrough("the backup has it empty")  # the first step would be the last
+        with closing(connect(self._live, "ro", timeout=self._timeout)) as reader:
+
+            def keep_once() -> None:
+                nonlocal kept
+                if kept is not None:
+                    kept.keep(reader, os.stat(self._live))
+                    kept = None
+
+            _copy(staged, live, min(pages - 1, pages_per_step(staged)), keep_once)
+
+    # As files
+
+    def _move_in(self) -> None:
+        """Moves the live files to the kept place and the staged one to theirs."""
+        with self._writers_kept_out():
+            if os.path.lexists(self._live):
+                os.rename(self._live, self._kept.moved)
+            else:
+                self._kept.mark(_ABSENT)
+            self._move_side_files(self._live, self._kept.moved)
+            self._sync()
+            self._kept.mark(_MOVING_IN)
+            main = self._coming.main
+            if main is not None:
+                if self._attributes is not None:
+                    _take_on(main, self._attributes)
+                self._move_main(main, self._live)
+
+    def _restore_copy(self) -> None:
+        if os.path.lexists(self._live) and not self._kept.has(_CLEARED):
+            try:
+                self._write_through(self._kept.copy, None)
+            except _NoWayThrough as reason:
+                self._note(reason)
+            else:
+                return
+        self._put_back(self._kept.copy)
+
+    def _put_back(self, main: Path | None) -> None:
+        """Moves the restored files aside, and the kept ones to where they were."""
+        with self._writers_kept_out():
+            occupied = os.path.lexists(self._live)
+            if occupied or not self._kept.has(_CLEARED):
+                if occupied:
+                    os.rename(self._live, self._coming.undone)
+                if occupied or self._kept.has(_MOVING_IN) or main == self._kept.copy:
+                    # Else `apply` came no further than the main file, and these are its own.
+                    self._move_side_files(self._live, self._coming.undone)
+                self._sync()
+                self._kept.mark(_CLEARED)
+            if main is not None:
+                self._move_main(main, self._live)
+
+    def _move_main(self, main: Path, to: Path) -> None:
+        """The main file comes last: a database is found whole or not at all."""
+        self._move_side_files(main, to)
+        if os.path.lexists(to):
+            raise DatabaseBusy(f"{DOING} failed: somebody made a new {shown(str(to))} meanwhile")
+        os.rename(main, to)
+        self._sync()
+
+    def _move_side_files(self, main: Path, to: Path) -> None:
+        for suffix in SIDE_FILES:
+            with suppress(FileNotFoundError):
+                os.rename(f"{main}{suffix}", f"{to}{suffix}")
+
+    def _sync(self) -> None:
+        for directory in (self._coming.directory, self._kept.directory, self._live.parent):
+            sync_directory(directory)
+
+    @contextmanager
+    def _writers_kept_out(self) -> Iterator[None]:
+        """Holds the write lock of the live database, where it is one. Raises sqlite3.OperationalError if busy."""
+        if not os.path.lexists(self._live):
+            yield
+            return
+        with closing(connect(self._live, "rw", timeout=self._timeout)) as live:
+            try:
+                live.execute("BEGIN IMMEDIATE")
+            except sqlite3.DatabaseError as error:
+                if code_of(error) not in DAMAGED:
+                    raise
+            yield
+
+    # After a crash
+
+    def _is_applied(self) -> bool:
+        """Whether the live database is the restored one. Without a mark, its content tells: the process may have
+        ended just before or just after SQLite's commit, and others may have written since to whichever it is."""
+        if self._kept.has(_APPLIED):
+            return True
+        try:
+            with take_snapshot(self._live, timeout=self._timeout) as snapshot:
+                return _differences(snapshot, self._coming.copy) < _differences(snapshot, self._kept.copy)
+        except DatabaseBusy:
+            raise
+        except (DatabaseError, SourceMissing):
+            return True
+
+
+def _copy(
+    source: sqlite3.Connection,
+    target: sqlite3.Connection,
+    pages: int,
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """Copies a database over another, in steps. Raises sqlite3.Error; the target is then as it was."""
+
+    def progress(status: int, remaining: int, total: int) -> None:
+        give_up_when_busy(status)
+        if status == sqlite3.SQLITE_OK:
+            between()
+
+    source.backup(target, pages=pages, progress=progress)
+
+
+def _take_on(path: Path, attributes: Attributes) -> None:
+    mode, uid, gid = attributes
+    if os.geteuid() == 0:
+        os.chown(path, uid, gid)
+    os.chmod(path, mode & 0o777)
+
+
+def _differences(snapshot: Snapshot, copy: Path) -> int:
+    """Blocks in which two copies of databases differ."""
+    different = 0
+    skipped = _HEADER_BYTES
+    with copy.open("rb") as file:
+        for piece in snapshot.pieces():
+            other = file.read(len(piece))
+            if piece[skipped:] != other[skipped:]:
+                blocks = (range(0, len(piece), _BLOCK_BYTES), range(0, len(other), _BLOCK_BYTES))
+                different += sum(
+                    one is None
+                    or two is None
+                    or piece[max(one, skipped) : one + _BLOCK_BYTES] != other[max(two, skipped) : two + _BLOCK_BYTES]
+                    for one, two in zip_longest(*blocks)
+                )
+            skipped = 0
+        rest = os.fstat(file.fileno()).st_size - file.tell()
+    return different + -(-rest // _BLOCK_BYTES)

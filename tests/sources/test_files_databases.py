@@ -1,0 +1,279 @@
+"""The files source: SQLite databases among the files."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from holdfast.errors import DatabaseError
+from holdfast.model import Entry, is_unchanged
+from sources.files_source import (
+    BackedUp,
+    content_of,
+    files_source,
+    item_at,
+    open_descriptors,
+    paths_of,
+    read_all,
+    scan,
+)
+
+DATABASE = "files/models/vectors.bin"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models" / "vectors.bin"
+
+
+@pytest.fixture
+def live(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that has written to the log, and not to the main file."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma wal_autocheckpoint = 0")
+    connection.execute("create table t (x)")
+    connection.execute("insert into t values ('in the log')")
+    yield connection
+    connection.close()
+
+
+def listed(tmp_path: Path) -> Entry:
+    return item_at(files_source(tmp_path), DATABASE).entry
+
+
+def rows(content: bytes, tmp_path: Path) -> list[Any]:
+    (tmp_path / "copy.db").write_bytes(content)
+    with sqlite3.connect(tmp_path / "copy.db") as connection:
+        found = connection.execute("select x from t").fetchall()
+    connection.close()
+    return found
+
+
+def test_a_live_database_is_read_through_a_snapshot(tmp_path: Path, live: sqlite3.Connection) -> None:
+    found = read_all(files_source(tmp_path))
+    entry, content = found[DATABASE]
+    assert list(found) == ["files/models", DATABASE]
+    assert content is not None
+    assert (entry.kind, entry.size) == ("file", len(content))
+    assert rows(content, tmp_path) == [("in the log",)]
+
+
+@pytest.mark.parametrize("rows_written", [1, 20_000])
+def test_a_database_of_any_size_is_recognized_by_how_it_begins(
+    tmp_path: Path, path: Path, rows_written: int
+) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table t (x)")
+        connection.executemany("insert into t values (?)", (("x" * 20,) for _ in range(rows_written)))
+    connection.close()
+    taken = []
+
+    def snapshot(database: Path) -> BackedUp:
+        taken.append(database)
+        return BackedUp(database)
+
+    item = item_at(files_source(tmp_path, snapshot=snapshot), DATABASE)
+    before = open_descriptors()
+    entry, opened = item.open()
+    assert opened is not None
+    assert opened.size == entry.size == path.stat().st_size
+    assert len(rows(content_of(opened), tmp_path)) == rows_written
+    assert taken == [path]
+    assert open_descriptors() <= before + 1  # the directory of the item
+
+
+@pytest.mark.parametrize("content", [b"SQLite format 3\0" + bytes(495), b"SQLite format 4\0" + bytes(5000)])
+def test_what_is_too_short_or_begins_otherwise_is_no_database(
+    tmp_path: Path, path: Path, content: bytes
+) -> None:
+    path.write_bytes(content)
+    assert read_all(files_source(tmp_path))[DATABASE][1] == content
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_closing_the_content_closes_the_snapshot(
+    tmp_path: Path, live: sqlite3.Connection, begun: bool
+) -> None:
+    taken = []
+
+    def snapshot(database: Path) -> BackedUp:
+        taken.append(BackedUp(database))
+        return taken[-1]
+
+    opened = item_at(files_source(tmp_path, snapshot=snapshot), DATABASE).open()[1]
+    assert opened is not None
+    assert opened.stream is not None
+    if begun:
+        next(opened.stream)
+    assert not taken[0].closed
+    opened.stream.close()  # type: ignore[attr-defined]  # a generator, see `Content`
+    assert taken[0].closed
+
+
+def test_an_error_of_the_snapshot_passes_on(tmp_path: Path, live: sqlite3.Connection) -> None:
+    def refuse(database: Path) -> BackedUp:
+        raise DatabaseError(f"{database} is broken")
+
+    with pytest.raises(DatabaseError, match=r"vectors\.bin is broken"):
+        item_at(files_source(tmp_path, snapshot=refuse), DATABASE).open()
+
+
+def test_side_files_of_a_database_are_left_out_and_those_of_anything_else_are_kept(
+    tmp_path: Path, live: sqlite3.Connection, path: Path
+) -> None:
+    path.with_name("vectors.bin-journal").write_bytes(b"x")
+    for name in (
+        "notes",
+        "notes-wal",
+        "notes-shm",
+        "notes-journal",
+        "alone-wal",
+        "-wal",
+        "vectors.bin-walnut",
+    ):
+        path.with_name(name).write_bytes(b"x")
+    path.with_name("directory").mkdir()
+    path.with_name("directory-wal").touch()
+    path.with_name("linked").symlink_to(path.name)
+    path.with_name("linked-wal").touch()
+    kept = [
+        "-wal",
+        "alone-wal",
+        "directory",
+        "directory-wal",
+        "linked",
+        "linked-wal",
+        "notes",
+        "notes-journal",
+        "notes-shm",
+        "notes-wal",
+        "vectors.bin",
+        "vectors.bin-walnut",
+    ]
+    assert paths_of(files_source(tmp_path)) == ["files/models", *(f"files/models/{name}" for name in kept)]
+
+
+def test_side_files_are_left_out_among_roots_too(tmp_path: Path, live: sqlite3.Connection) -> None:
+    found = scan(files_source(tmp_path, ["models/*"]))
+    assert [entry.path for entry in found] == [DATABASE]
+    assert found[0].token
+
+
+def test_side_files_of_an_excluded_database_are_left_out_as_well(
+    tmp_path: Path, live: sqlite3.Connection
+) -> None:
+    assert paths_of(files_source(tmp_path, exclude=["vectors.bin"])) == ["files/models"]
+
+
+def test_the_token_says_what_is_beside_the_database(
+    tmp_path: Path, live: sqlite3.Connection, path: Path
+) -> None:
+    log = path.with_name("vectors.bin-wal").stat()
+    assert listed(tmp_path).token == (
+        f"wal:{log.st_size}:{log.st_mtime_ns}:{log.st_ctime_ns}:{log.st_ino};size:{path.stat().st_size}"
+    )
+
+
+def test_the_token_is_empty_where_no_log_holds_anything(tmp_path: Path, path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("create table t (x)")
+    connection.close()
+    path.with_name("vectors.bin-wal").touch()
+    path.with_name("vectors.bin-shm").write_bytes(b"x")
+    path.with_name("notes").write_bytes(b"x")
+    path.with_name("notes-wal").write_bytes(b"x")
+    found = {entry.path: entry.token for entry in scan(files_source(tmp_path))}
+    assert found[DATABASE] == found["files/models/notes"] == ""
+
+
+def test_a_rollback_journal_counts(tmp_path: Path, path: Path) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("create table t (x)")
+    connection.execute("pragma cache_size = 1")
+    connection.execute("begin")
+    connection.executemany("insert into t values (?)", (("x" * 500,) for _ in range(500)))
+    token = listed(tmp_path).token
+    connection.execute("rollback")
+    connection.close()
+    assert token.startswith("journal:")
+
+
+def test_a_database_is_unchanged_until_its_log_is_written(
+    tmp_path: Path, live: sqlite3.Connection, path: Path
+) -> None:
+    known = item_at(files_source(tmp_path), DATABASE).open()[0]
+    assert known.size != path.stat().st_size
+    assert is_unchanged(known, listed(tmp_path))
+    os.utime(path.with_name("vectors.bin-shm"))
+    assert is_unchanged(known, listed(tmp_path))
+    live.execute("insert into t values ('more')")
+    assert not is_unchanged(known, listed(tmp_path))
+
+
+def test_a_database_without_a_log_is_unchanged_until_it_is_written(tmp_path: Path, path: Path) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("create table t (x)")
+    known = item_at(files_source(tmp_path), DATABASE).open()[0]
+    assert is_unchanged(known, listed(tmp_path))
+    connection.execute("insert into t values (1)")
+    connection.close()
+    assert not is_unchanged(known, listed(tmp_path))
+
+
+def test_a_log_that_was_just_written_makes_the_database_racy(
+    tmp_path: Path, live: sqlite3.Connection, path: Path
+) -> None:
+    written = max(path.stat().st_mtime, path.stat().st_ctime) + 3600
+    os.utime(path.with_name("vectors.bin-wal"), (written, written))
+
+    def opened_after(seconds: float) -> Entry:
+        moment = datetime.fromtimestamp(written + seconds, UTC)
+        return item_at(files_source(tmp_path, clock=lambda: moment), DATABASE).open()[0]
+
+    assert opened_after(1).racy
+    assert not opened_after(3).racy
+    assert timedelta(seconds=3600)
+
+
+TRY_TO_WRITE = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
+connection.execute("begin immediate")
+"""
+
+
+def may_write(path: Path) -> bool:
+    """Whether another process gets the write lock."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRY_TO_WRITE, path], capture_output=True, check=False, text=True
+    )
+    assert done.returncode == 0 or "locked" in done.stderr
+    return done.returncode == 0
+
+
+def test_locks_that_this_process_holds_on_a_database_outlive_its_backup(tmp_path: Path, path: Path) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("create table t (x)")
+    path.with_name("vectors.bin-shm").write_bytes(b"x")  # has the database looked at for its sake
+    before = open_descriptors()
+    connection.execute("begin immediate")
+    for _ in range(3):
+        read_all(files_source(tmp_path))
+        assert not may_write(path)
+    kept = open_descriptors()
+    connection.execute("rollback")
+    connection.close()
+    read_all(files_source(tmp_path))
+    assert may_write(path)
+    assert kept <= before + 3  # the lock's journal, and a descriptor that waits
+    assert open_descriptors() < before
