@@ -19,7 +19,7 @@ from holdfast.model import Component, Signature, SourceRecord
 from holdfast.repository.archive import ArchiveRepository, Seal
 from holdfast.sources._snapshot import take_snapshot
 from holdfast.sources._staging import FilesTarget
-from holdfast.sources._swap import DirectorySwap, FileSwap
+from holdfast.sources._swap import RenameSwap
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.files import FilesSource
 from holdfast.sources.sqlite import SqliteSource, SqliteSwap, SqliteTarget
@@ -31,7 +31,7 @@ _NO_KEY = (
     "`holdfast init` or `holdfast key new` makes an identity. BACKUP_ENCRYPT=false does without encryption."
 )
 
-SWAPS = {swap.kind: swap for swap in (DirectorySwap, FileSwap, SqliteSwap)}
+SWAPS = {swap.kind: swap for swap in (RenameSwap, SqliteSwap)}
 """Every kind of swap that a restore journal may name."""
 
 ManualKey = Callable[[], "str | bytes | None"]
@@ -118,7 +118,7 @@ class Installation:
                 spec.component,
                 spec.name,
                 self.settings.root,
-                spec.paths,
+                [str(path) for path in spec.paths],
                 exclude=spec.exclude,
                 never=(*spec.never, self.settings.backup_dir),
                 clock=self.clock,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sqlite3
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -18,7 +16,8 @@ import pytest
 from holdfast.events import Emit, ignore
 from holdfast.model import Entry
 from holdfast.sources._content import FileItem
-from holdfast.sources.base import Content, Pieces
+from holdfast.sources._snapshot import Snapshot, take_snapshot
+from holdfast.sources.base import Content
 from holdfast.sources.files import FilesSource
 
 
@@ -27,33 +26,14 @@ def long_after() -> datetime:
     return datetime(2100, 1, 1, tzinfo=UTC)
 
 
-class BackedUp:
-    """A database copied by SQLite's backup API into a temporary file."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = tempfile.NamedTemporaryFile()
-        live = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        copy = sqlite3.connect(self._file.name)
-        live.backup(copy)
-        copy.close()
-        live.close()
-        self.size = os.path.getsize(self._file.name)
-        self.closed = False
-
-    def pieces(self) -> Pieces:
-        with open(self._file.name, "rb") as copy:
-            while piece := copy.read(4096):
-                yield piece
-
-    def close(self) -> None:
-        self._file.close()
-        self.closed = True
+def snapshot(path: Path) -> Snapshot:
+    return take_snapshot(path, timeout=5)
 
 
 def files_source(
-    root: Path, paths: Sequence[str] = ("models",), *, component: str = "models", **settings: Any
+    root: Path, paths: Sequence[str | Path] = ("models",), *, component: str = "models", **settings: Any
 ) -> FilesSource:
-    settings = {"clock": long_after, "snapshot": BackedUp, **settings}
+    settings = {"clock": long_after, "snapshot": snapshot, **settings}
     return FilesSource(component, "main", root, paths, **settings)  # type: ignore[arg-type]  # a plain string
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import SourceMissing
-from holdfast.events import Event, Warned
+from holdfast.events import Event, Skipped
 from holdfast.model import SourceRecord, is_unchanged
 from holdfast.sources.base import Item, Method, Source
 from sources.files_source import content_of, files_source, item_at, paths_of, read_all, scan
@@ -185,7 +185,7 @@ def test_sockets_fifos_and_devices_are_passed_over_with_a_warning(
         assert [entry.path for entry in scan(files_source(tmp_path), events.append)] == ["files/models"]
     assert len(events) == len(expected)
     for event, words in zip(events, expected, strict=True):
-        assert isinstance(event, Warned)
+        assert isinstance(event, Skipped)
         assert f"/models/{words} and was passed over" in event.message
 
 

@@ -79,7 +79,7 @@ def test_a_descriptor_is_freed_when_the_content_is_not_read_to_its_end(
         if opened.stream is not None:
             if begun:
                 next(opened.stream)
-            opened.stream.close()  # type: ignore[attr-defined]  # a generator, see `Content`
+            opened.stream.close()
     del item
     assert open_descriptors() == before
 
@@ -114,12 +114,10 @@ def test_a_large_file_that_changes_between_pieces_is_an_error(
     opened = item.open()[1]
     assert opened is not None
     assert opened.stream is not None
-    read = len(next(opened.stream))
+    next(opened.stream)
     change(path)
     with pytest.raises(SourceChanged, match=f"{path} changed while it was read"):
-        for piece in opened.stream:
-            read += len(piece)
-    assert read <= LARGE
+        content_of(opened)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -135,6 +133,54 @@ def test_a_small_file_that_changes_while_it_is_read_is_an_error(
     _, item = item_of(tmp_path, bytes(100), clock=changing_clock)
     with pytest.raises(SourceChanged, match=f"{path} changed while it was read"):
         item.open()
+
+
+@pytest.mark.parametrize("component", ["config", "logs"])
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_who_settles_gets_the_declared_size_filled_up_with_zeros(
+    tmp_path: Path, size: int, component: str
+) -> None:
+    path = tmp_path / "models" / "m"
+
+    def truncating_clock() -> datetime:
+        os.truncate(path, 10)
+        return long_after()
+
+    _, item = item_of(tmp_path, b"x" * size, component, clock=truncating_clock)
+    entry, opened = item.open(settle=True)
+    assert entry.size == size
+    assert content_of(opened) == b"x" * 10 + bytes(size - 10)
+    assert opened is not None
+    assert opened.changed
+
+
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_who_settles_for_a_growing_file_gets_no_more_than_the_declared_size(
+    tmp_path: Path, size: int
+) -> None:
+    path = tmp_path / "models" / "m"
+
+    def growing_clock() -> datetime:
+        append(path)
+        return long_after()
+
+    content = os.urandom(size)
+    _, item = item_of(tmp_path, content, clock=growing_clock)
+    opened = item.open(settle=True)[1]
+    assert content_of(opened) == content
+    assert opened is not None
+    assert opened.changed
+
+
+@pytest.mark.parametrize("component", ["models", "logs"])
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_who_settles_for_what_did_not_change_is_told_so(tmp_path: Path, size: int, component: str) -> None:
+    content = os.urandom(size)
+    _, item = item_of(tmp_path, content, component)
+    opened = item.open(settle=True)[1]
+    assert content_of(opened) == content
+    assert opened is not None
+    assert not opened.changed
 
 
 def test_a_file_that_another_thread_keeps_writing_is_an_error_until_it_stops(tmp_path: Path) -> None:

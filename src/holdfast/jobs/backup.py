@@ -85,7 +85,7 @@ def _backup(
     present = tuple(name for name in selected if any(scan.source.component == name for scan in scans))
     _compare_with_last(installation, present, selected, tally)
     plan = RunPlan(
-        type=_type_of(present, parent),
+        type=_type_of(wanted, parent),
         components=present,
         parent=parent,
         tags=installation.settings.tags,
@@ -111,12 +111,13 @@ def _parent(installation: Installation, since: str | None) -> BackupMetadata:
     return full[0]
 
 
-def _type_of(components: tuple[Component, ...], parent: BackupMetadata | None) -> BackupType:
+def _type_of(wanted: tuple[Component, ...] | None, parent: BackupMetadata | None) -> BackupType:
     if parent is not None:
         return "incremental"
-    if components == ("config",):
+    # Only what was asked for alone: a service that has nothing but a configuration still gets full backups.
+    if wanted == ("config",):
         return "config"
-    return "models" if components == ("models",) else "full"
+    return "models" if wanted == ("models",) else "full"
 
 
 @dataclass

@@ -5,17 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from holdfast.clock import Clock
 from holdfast.errors import SourceChanged
 from holdfast.model import Entry, EntryKind
-from holdfast.sources._databases import Snapshot, close_database, is_database, open_file, state_beside
+from holdfast.sources._databases import (
+    close_database,
+    is_database,
+    open_file,
+    state_beside,
+    token_to_remember,
+)
 from holdfast.sources._directories import READ_DIRECTORY, Directory, failure, shown
 from holdfast.sources._links import HardLinks
-from holdfast.sources.base import Content
+from holdfast.sources._snapshot import Snapshot
+from holdfast.sources.base import Content, Pieces
 
 SMALL_BYTES = 256 * 1024
 """Up to this size a file is read whole."""
@@ -73,8 +79,10 @@ class Reader:
         self._links = links
         self._may_grow = may_grow
 
-    def read(self, listed: Entry, directory: Directory, name: str) -> tuple[Entry, Content | None]:
-        """What `listed` is by now. Raises SourceMissing, SourceChanged, SourceUnreadable, DatabaseError."""
+    def read(
+        self, listed: Entry, directory: Directory, name: str, settle: bool
+    ) -> tuple[Entry, Content | None]:
+        """What `listed` is by now; see `Item.open`."""
         try:
             if listed.kind == "directory":
                 return self._directory(listed.path, directory, name), None
@@ -84,7 +92,7 @@ class Reader:
                 status = os.stat(name, dir_fd=directory.descriptor(), follow_symlinks=False)
                 if status.st_ino == listed.inode:
                     return self._entry(listed.path, "hardlink", status, target=listed.target), None
-            return self._file(listed, directory, name)
+            return self._file(listed, directory, name, settle)
         except OSError as error:
             raise failure(directory.path(name), error) from error
 
@@ -101,7 +109,7 @@ class Reader:
             raise SourceChanged(f"{shown(directory.path(name))} became something else while it was read")
         return self._entry(path, "symlink", status, target=os.readlink(name, dir_fd=directory.descriptor()))
 
-    def _file(self, listed: Entry, directory: Directory, name: str) -> tuple[Entry, Content]:
+    def _file(self, listed: Entry, directory: Directory, name: str, settle: bool) -> tuple[Entry, Content]:
         try:
             descriptor = open_file(directory, name)
         except FileNotFoundError:
@@ -120,55 +128,18 @@ class Reader:
                 close = close_database
             else:
                 entry = self._entry(listed.path, "file", status, size=size, xattrs=xattrs)
+                opened = _Opened(descriptor, status, directory, name, self._may_grow, settle)
                 if size <= SMALL_BYTES:
-                    return entry, Content(size, data=self._whole(descriptor, status, directory, name))
-                close = None  # the stream does
-                return entry, Content(
-                    size, stream=_started(self._pieces(descriptor, status, directory, name))
-                )
+                    opened.read_whole()
+                else:
+                    close = None  # the stream does
+                    opened.content.stream = _started(opened.pieces())
+                return entry, opened.content
         finally:
             if close is not None:
                 close(descriptor)
         # Only now: closing our descriptor would take away the locks of the snapshot's connection.
         return self._database(listed.path, status, xattrs, directory, name)
-
-    def _whole(self, descriptor: int, before: os.stat_result, directory: Directory, name: str) -> bytes:
-        data = os.read(descriptor, before.st_size)
-        while 0 < len(data) < before.st_size and (more := os.read(descriptor, before.st_size - len(data))):
-            data += more
-        self._compare(before, os.fstat(descriptor), len(data), directory, name)
-        return data
-
-    def _pieces(
-        self, descriptor: int, before: os.stat_result, directory: Directory, name: str
-    ) -> Generator[memoryview, None, None]:
-        try:
-            yield memoryview(b"")
-            buffer = memoryview(bytearray(PIECE_BYTES))
-            left = before.st_size
-            while left and (count := os.readv(descriptor, [buffer[:left]])):
-                left -= count
-                yield buffer[:count]
-            self._compare(before, os.fstat(descriptor), before.st_size - left, directory, name)
-        except OSError as error:
-            raise failure(directory.path(name), error) from error
-        finally:
-            os.close(descriptor)
-
-    def _compare(
-        self, before: os.stat_result, after: os.stat_result, count: int, directory: Directory, name: str
-    ) -> None:
-        """Raises SourceChanged unless `count` bytes read between the two are one state of the file."""
-        if self._may_grow:
-            changed = after.st_size < before.st_size
-        else:
-            changed = (after.st_size, after.st_mtime_ns, after.st_ctime_ns) != (
-                before.st_size,
-                before.st_mtime_ns,
-                before.st_ctime_ns,
-            )
-        if changed or count != before.st_size:
-            raise SourceChanged(f"{shown(directory.path(name))} changed while it was read")
 
     def _database(
         self,
@@ -178,13 +149,20 @@ class Reader:
         directory: Directory,
         name: str,
     ) -> tuple[Entry, Content]:
-        # The token comes first: what changes after it is seen as a change by the next backup, at worst in vain.
-        token, changed_ns = state_beside(directory, name, status.st_size)
+        before, changed_ns = state_beside(directory, name, status.st_size)
         snapshot = self._snapshot(Path(directory.path(name)))
+        stream = _started(_closing(snapshot))
+        after, _ = state_beside(directory, name, status.st_size)
         entry = self._entry(
-            path, "file", status, size=snapshot.size, xattrs=xattrs, token=token, changed_ns=changed_ns
+            path,
+            "file",
+            status,
+            size=snapshot.size,
+            xattrs=xattrs,
+            token=token_to_remember(before, after),
+            changed_ns=changed_ns,
         )
-        return entry, Content(snapshot.size, stream=_started(_snapshot_pieces(snapshot)))
+        return entry, Content(snapshot.size, stream=stream)
 
     def _entry(
         self,
@@ -203,6 +181,70 @@ class Reader:
         return describe(path, kind, status, size=size, target=target, xattrs=xattrs, token=token, racy=racy)
 
 
+class _Opened:
+    """An open file, and its content as it comes."""
+
+    def __init__(
+        self,
+        descriptor: int,
+        status: os.stat_result,
+        directory: Directory,
+        name: str,
+        may_grow: bool,
+        settle: bool,
+    ) -> None:
+        self.content = Content(status.st_size)
+        self._descriptor = descriptor
+        self._status = status
+        self._directory = directory
+        self._name = name
+        self._may_grow = may_grow
+        self._settle = settle
+
+    def read_whole(self) -> None:
+        """For a small file. Leaves the descriptor open."""
+        size = self._status.st_size
+        data = os.read(self._descriptor, size)
+        while 0 < len(data) < size and (more := os.read(self._descriptor, size - len(data))):
+            data += more
+        self._compare(len(data))
+        self.content.data = data.ljust(size, b"\0")
+
+    def pieces(self) -> Pieces:
+        """For a large file. Closes the descriptor."""
+        try:
+            yield b""
+            buffer = memoryview(bytearray(PIECE_BYTES))
+            left = self._status.st_size
+            while left and (count := os.readv(self._descriptor, [buffer[:left]])):
+                left -= count
+                yield buffer[:count]
+            self._compare(self._status.st_size - left)
+            while left:
+                zeros = bytes(min(left, PIECE_BYTES))
+                left -= len(zeros)
+                yield zeros
+        except OSError as error:
+            raise failure(self._directory.path(self._name), error) from error
+        finally:
+            os.close(self._descriptor)
+
+    def _compare(self, count: int) -> None:
+        """Whether `count` bytes read since `_status` was taken are one state of the file."""
+        before, after = self._status, os.fstat(self._descriptor)
+        if self._may_grow:
+            same = after.st_size >= before.st_size
+        else:
+            same = (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (
+                before.st_size,
+                before.st_mtime_ns,
+                before.st_ctime_ns,
+            )
+        self.content.changed = not same or count != before.st_size
+        if self.content.changed and not self._settle:
+            raise SourceChanged(f"{shown(self._directory.path(self._name))} changed while it was read")
+
+
 class FileItem:
     """An entry of a tree of files. It is best opened before the scan goes on; later works, by way of opening
     its directory again. A scan and its items are for one thread at a time; a stream may go to another."""
@@ -215,10 +257,10 @@ class FileItem:
         self._name = name
         self._reader = reader
 
-    def open(self) -> tuple[Entry, Content | None]:
-        """See `holdfast.sources.base.Item`. A name that has become a file of its own since it was listed as a
-        hard link comes as a file."""
-        return self._reader.read(self.entry, self._directory, self._name)
+    def open(self, *, settle: bool = False) -> tuple[Entry, Content | None]:
+        """See `Item.open`. A name that has become a file of its own since it was listed as a hard link comes as a
+        file. What has become something else than it was listed as is SourceChanged, even with `settle`."""
+        return self._reader.read(self.entry, self._directory, self._name, settle)
 
 
 def read_xattrs(descriptor: int) -> dict[str, bytes] | None:
@@ -245,15 +287,13 @@ def read_xattrs(descriptor: int) -> dict[str, bytes] | None:
     return found or None
 
 
-def _snapshot_pieces(snapshot: Snapshot) -> Generator[bytes | memoryview, None, None]:
-    try:
+def _closing(snapshot: Snapshot) -> Pieces:
+    with snapshot:
         yield b""
         yield from snapshot.pieces()
-    finally:
-        snapshot.close()
 
 
-def _started(pieces: Generator[Any, None, None]) -> Generator[Any, None, None]:
+def _started(pieces: Pieces) -> Pieces:
     """Past the empty first piece: closing a generator that has not begun would not run its ``finally``."""
     next(pieces)
     return pieces

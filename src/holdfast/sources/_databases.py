@@ -7,11 +7,10 @@ or rollback journal (``-journal``), and shared memory (``-shm``): https://www.sq
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from typing import Protocol
 
 from holdfast.sources._directories import Directory
-from holdfast.sources.base import Pieces
 
 MAGIC = b"SQLite format 3\0"
 """How a database file begins: https://www.sqlite.org/fileformat2.html, section 1.3."""
@@ -21,17 +20,6 @@ LOGS = ("-wal", "-journal")
 SIDE_FILES = (*LOGS, "-shm")
 
 READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
-class Snapshot(Protocol):
-    """A database as of one moment."""
-
-    size: int
-    """Bytes."""
-
-    def pieces(self) -> Pieces: ...
-
-    def close(self) -> None: ...
 
 
 def open_file(directory: Directory, name: str) -> int:
@@ -83,6 +71,19 @@ def state_beside(directory: Directory, name: str, size: int) -> tuple[str, int]:
             changed = max(changed, log.st_mtime_ns, log.st_ctime_ns)
     return ";".join([*parts, f"size:{size}"]) if parts else "", changed
 
+
+def token_to_remember(before: str, after: str) -> str:
+    """The token of a snapshot, of those that `state_beside` gave before and after it was taken: the earlier, so that
+    what is written meanwhile is seen as a change next time.
+
+    But a process of root that opens a log has SQLite set the log's owner, which moves its time of change and
+    nothing else. Then it is the later, or every backup would be the cause of the next one.
+    """
+    same = _CHANGE_TIMES.sub(r"\1", before) == _CHANGE_TIMES.sub(r"\1", after)
+    return after if same else before
+
+
+_CHANGE_TIMES = re.compile(r":\d+(:\d+;)")
 
 _retired: dict[int, tuple[int, int]] = {}
 """Descriptors that wait until closing them does no harm: for each its device and inode."""

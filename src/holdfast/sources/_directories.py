@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 from holdfast.errors import SourceChanged, SourceError, SourceMissing, SourceUnreadable
 
@@ -38,7 +39,7 @@ class Directory:
     One without a parent stands for no directory: names "in" it are absolute paths.
     """
 
-    __slots__ = ("_descriptor", "_identity", "_name", "_open", "_parent")
+    __slots__ = ("__weakref__", "_descriptor", "_identity", "_name", "_open", "_parent")
 
     def __init__(self, opened: OpenDirectories, parent: Directory | None = None, name: str = "") -> None:
         self._open = opened
@@ -84,6 +85,10 @@ class Directory:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def __del__(self) -> None:
+        # An item that is opened after its scan has ended opens its directory again, for as long as it lives.
+        self.close()
+
     def _open_again(self) -> None:
         closed = []
         directory = self
@@ -117,7 +122,7 @@ class OpenDirectories:
     """The directories of one scan that are open now. The one opened longest ago is closed first."""
 
     def __init__(self) -> None:
-        self._directories: dict[Directory, None] = {}
+        self._directories: WeakKeyDictionary[Directory, None] = WeakKeyDictionary()
 
     def add(self, directory: Directory) -> None:
         if len(self._directories) >= OPEN_DIRECTORIES:
@@ -125,12 +130,8 @@ class OpenDirectories:
         self._directories[directory] = None
 
     def remove(self, directory: Directory) -> None:
-        del self._directories[directory]
+        self._directories.pop(directory, None)
 
     def close(self) -> None:
         for directory in list(self._directories):
             directory.close()
-
-    def __del__(self) -> None:
-        # An item opened after its scan has ended opens its directory again.
-        self.close()

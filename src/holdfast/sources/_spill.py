@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from typing import IO
 
+from holdfast.durable import explained, private_file
 from holdfast.errors import SourceError
 
 READ_BYTES = 16 * 1024
@@ -23,19 +23,14 @@ class Spill:
         """Where the next run will begin."""
 
     def write(self, names: list[str]) -> Iterator[str]:
-        """Stores a run, and gives it back lazily. Raises SourceError when there is no room."""
+        """Stores a run, and gives it back lazily. Raises NoSpace, StorageError."""
         run = os.fsencode("\0".join([*names, ""]))
         start = self.end
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  `close` closes it
+        if self._file is None:
+            self._file = private_file()
+        with explained("cannot keep the list of a large directory in a temporary file"):
             while self.end < start + len(run):
                 self.end += os.pwrite(self._file.fileno(), run[self.end - start :], self.end)
-        except OSError as error:
-            raise SourceError(
-                f"cannot keep the list of a large directory in {tempfile.gettempdir()}: {error.strerror}",
-                hint="Free some space there, or set TMPDIR to a directory with room.",
-            ) from error
         return _names(self._file.fileno(), start, self.end)
 
     def release(self, end: int) -> None:

@@ -190,7 +190,7 @@ class SqliteSwap:
                 self._put_back(self._kept.moved)
             elif self._kept.has(_ABSENT):
                 if self._kept.has(_MOVING_IN) and not self._kept.has(_CLEARED):
-                    self._put_back(None)
+                    self._put_back(self._kept.moved)
             elif self._kept.copy.exists() and (self._kept.has(_CLEARED) or self._is_applied()):
                 self._restore_copy()
             if self._coming.main is None and self._coming.undone.exists():
@@ -297,11 +297,9 @@ class SqliteSwap:
             self._move_side_files(self._live, self._kept.moved)
             self._sync()
             self._kept.mark(_MOVING_IN)
-            main = self._coming.main
-            if main is not None:
-                if self._attributes is not None:
-                    _take_on(main, self._attributes)
-                self._move_main(main, self._live)
+            if self._attributes is not None:
+                _take_on(self._coming.copy, self._attributes)
+            self._move_main(self._coming.main or self._coming.moved, self._live)
 
     def _restore_copy(self) -> None:
         if os.path.lexists(self._live) and not self._kept.has(_CLEARED):
@@ -313,7 +311,7 @@ class SqliteSwap:
                 return
         self._put_back(self._kept.copy)
 
-    def _put_back(self, main: Path | None) -> None:
+    def _put_back(self, main: Path) -> None:
         """Moves the restored files aside, and the kept ones to where they were."""
         with self._writers_kept_out():
             occupied = os.path.lexists(self._live)
@@ -325,15 +323,15 @@ class SqliteSwap:
                     self._move_side_files(self._live, self._coming.undone)
                 self._sync()
                 self._kept.mark(_CLEARED)
-            if main is not None:
-                self._move_main(main, self._live)
+            self._move_main(main, self._live)
 
     def _move_main(self, main: Path, to: Path) -> None:
-        """The main file comes last: a database is found whole or not at all."""
+        """The main file comes last: a database is found whole or not at all. Where there was none, none comes."""
         self._move_side_files(main, to)
-        if os.path.lexists(to):
-            raise DatabaseBusy(f"{DOING} failed: somebody made a new {shown(str(to))} meanwhile")
-        os.rename(main, to)
+        if main.exists():
+            if os.path.lexists(to):
+                raise DatabaseBusy(f"{DOING} failed: somebody made a new {shown(str(to))} meanwhile")
+            os.rename(main, to)
         self._sync()
 
     def _move_side_files(self, main: Path, to: Path) -> None:

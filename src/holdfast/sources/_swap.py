@@ -6,7 +6,7 @@ import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -31,6 +31,20 @@ class Side(NamedTuple):
     """Directories that must be made writable before they can be moved, and their modes."""
     top: Attributes | None
     """What the live directory itself has, where all that is in it is replaced."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "top": None if self.top is None else self.top.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Side:
+        """The inverse of `to_json`. Raises KeyError, TypeError, ValueError."""
+        if data["directory"] not in (STAGED, _KEPT):
+            raise ValueError(f"{data['directory']!r} is no directory of a private place")
+        modes = {name: int(mode) & 0o7777 for name, mode in data["modes"].items()}
+        _check_names(modes)
+        return cls(
+            data["directory"], modes, None if data["top"] is None else Attributes.from_json(data["top"])
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +83,27 @@ class RenameSwap:
             os.chmod(STAGED, 0o700, dir_fd=ground.place)
             staged = ground.enter(STAGED)
             top = Attributes.of_open(staged)._replace(mode=mode) if names is None else None
-            new = Side(STAGED, _unmovable(staged, _names(staged)), top)
+            new = Side(STAGED, _unmovable(staged, _listed(staged)), top)
             return cls(place, chosen, new, ground.side(_KEPT, chosen))
 
     def to_journal(self) -> dict[str, Any]:
+        names = None if self.names is None else list(self.names)
         return {
             "place": str(self.place),
-            "names": self.names if self.names is None else list(self.names),
-            **{
-                name: {**side._asdict(), "top": side.top and side.top.to_json()}
-                for name, side in (("new", self.new), ("old", self.old))
-            },
+            "names": names,
+            "new": self.new.to_json(),
+            "old": self.old.to_json(),
         }
 
     @classmethod
     def from_journal(cls, state: dict[str, Any], /) -> RenameSwap:
+        """See `holdfast.transaction.SwapKind`."""
         place = Path(state["place"])
         if not place.is_absolute() or ".." in place.parts or not is_place_name(place.name):
             raise ValueError(f"{place} is not a private place")
-        names = None if state["names"] is None else tuple(_checked(state["names"]))
-        new, old = (_side(state[name]) for name in ("new", "old"))
-        return cls(place, names, new, old)
+        names = None if state["names"] is None else tuple(state["names"])
+        _check_names(names or ())
+        return cls(place, names, Side.from_json(state["new"]), Side.from_json(state["old"]))
 
     def apply(self) -> None:
         with _Ground.opened(self.place) as ground:
@@ -97,13 +111,14 @@ class RenameSwap:
             if ground.has(self.new.directory):
                 if not ground.has(self.old.directory):
                     os.mkdir(self.old.directory, 0o700, dir_fd=ground.place)
+                    os.fsync(ground.place)
                 kept = ground.enter(self.old.directory)
                 for name in ground.live_names(self.names):
                     ground.take(name, kept, self.old.modes)
                 ground.flush(kept)
                 ground.rename(self.new.directory, going)
             arriving = ground.enter(going)
-            for name in _names(arriving):
+            for name in _drained(arriving):
                 ground.give(name, arriving, self.new.modes)
             ground.finish(self.new)
             ground.flush(arriving)
@@ -119,7 +134,7 @@ class RenameSwap:
                 ground.rename(going, self.new.directory)
             if ground.has(self.old.directory):
                 kept = ground.enter(self.old.directory)
-                for name in _names(kept):
+                for name in _drained(kept):
                     ground.give(name, kept, self.old.modes)
                 ground.finish(self.old)
                 ground.flush(kept)
@@ -128,6 +143,7 @@ class RenameSwap:
 
     def reversed(self) -> RenameSwap:
         """See `Swap.reversed`. Raises RestoreError where the kept state is gone."""
+        self.settle()
         with _Ground.opened(self.place) as ground:
             if not ground.has(self.old.directory):
                 raise RestoreError(f"what {self.place} kept is gone")
@@ -182,14 +198,11 @@ class _Ground:
     def side(self, directory: str, names: Sequence[str] | None) -> Side:
         """What is live now, as a side that will be kept in `directory`."""
         top = Attributes.of_open(self.live) if names is None else None
-        return Side(directory, _unmovable(self.live, self.live_names(names)), top)
+        return Side(directory, _unmovable(self.live, _listed(self.live) if names is None else names), top)
 
     def live_names(self, names: Sequence[str] | None) -> Iterator[str]:
-        """Those of `names` that are live, or all. What is there at the end of one pass comes again."""
-        if names is None:
-            yield from _names(self.live)
-        else:
-            yield from (name for name in names if _exists(name, self.live))
+        """Those of `names` that are live; or all, one after the other being moved away."""
+        return _drained(self.live) if names is None else (name for name in names if _exists(name, self.live))
 
     def take(self, name: str, into: int, modes: dict[str, int]) -> None:
         """Moves a live name away."""
@@ -207,7 +220,8 @@ class _Ground:
     def finish(self, side: Side) -> None:
         """Gives what has become live its attributes, where moving had to change them."""
         for name, mode in side.modes.items():
-            os.chmod(name, mode, dir_fd=self.live)
+            if _exists(name, self.live):
+                os.chmod(name, mode, dir_fd=self.live)
         if side.top is not None:
             AttributeWriter(lambda what, path: None).write(self.live, side.top, "")
 
@@ -221,3 +235,47 @@ def _move(name: str, source: int, target: int, modes: dict[str, int]) -> None:
     if name in modes:
         os.chmod(name, modes[name] | 0o200, dir_fd=source)
     os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+
+
+def _exists(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _listed(directory: int) -> Iterator[str]:
+    """All that could be moved away from a directory."""
+    with os.scandir(directory) as entries:
+        yield from (entry.name for entry in entries if _is_movable(entry.name))
+
+
+def _drained(directory: int) -> Iterator[str]:
+    """The same, while each name is moved away as it comes, until nothing is left."""
+    while names := [name for name, _ in list_some(directory) if _is_movable(name)]:
+        yield from names
+
+
+def _is_movable(name: str) -> bool:
+    # lost+found belongs to the file system, and only root can move it.
+    return not is_place_name(name) and (name != "lost+found" or os.geteuid() == 0)
+
+
+def _unmovable(directory: int, names: Iterable[str]) -> dict[str, int]:
+    """Those that are directories without the owner's write permission, and their modes. A directory's link to its
+    parent changes as it is moved to another, so all but root must be able to write it: rename(2), EACCES."""
+    modes = {}
+    if os.geteuid() != 0:
+        for name in names:
+            with suppress(FileNotFoundError):
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode) and not status.st_mode & stat.S_IWUSR:
+                    modes[name] = stat.S_IMODE(status.st_mode)
+    return modes
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for name in names:
+        if name in ("", ".", "..") or "/" in name or "\0" in name or is_place_name(name):
+            raise ValueError(f"{name!r} is not a name to replace")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from holdfast.errors import SourceMissing
-from holdfast.events import Emit, Warned
+from holdfast.events import Emit, Skipped
 from holdfast.model import Entry
 from holdfast.sources._content import FileItem, Reader, describe
 from holdfast.sources._databases import LOGS, SIDE_FILES, has_database, state_beside
@@ -161,7 +161,7 @@ class Walk:
                 entry = describe(path, "symlink", status, target=target)
             else:
                 what = SPECIAL.get(stat.S_IFMT(status.st_mode), "special file")
-                self._emit(Warned(f"{shown(directory.path(name))} is a {what} and was passed over"))
+                self._emit(Skipped(f"{shown(directory.path(name))} is a {what} and was passed over"))
                 return None
         except FileNotFoundError:
             return None

@@ -12,10 +12,11 @@ from holdfast.errors import SourceMissing
 from holdfast.events import Emit
 from holdfast.model import Component, SourceRecord
 from holdfast.sources._content import FileItem, Reader
-from holdfast.sources._databases import Snapshot
+from holdfast.sources._directories import shown
 from holdfast.sources._excludes import Excludes
 from holdfast.sources._links import HardLinks
 from holdfast.sources._roots import Root, RootFinder
+from holdfast.sources._snapshot import Snapshot
 from holdfast.sources._walk import Walk
 from holdfast.sources.base import Method
 
@@ -27,7 +28,7 @@ class FilesSource:
     ``absolute/<absolute path>``. A path that is a link is followed; links further down are entries.
     A SQLite database among the files is read through a snapshot, and the files beside it that belong to it are
     left out. Left out as well: what a restore is staging (``.holdfast-*``), and sockets, fifos and devices,
-    which are told as `Warned`.
+    which are told as `Skipped`.
     """
 
     method: ClassVar[Method] = Method.FILES
@@ -37,7 +38,7 @@ class FilesSource:
         component: Component,
         name: str,
         root: Path,
-        paths: Sequence[str],
+        paths: Sequence[str | Path],
         *,
         exclude: Sequence[str] = (),
         never: Collection[Path] = (),
@@ -57,8 +58,8 @@ class FilesSource:
         self.tolerates_change = component in ("config", "logs")
         self._excludes = Excludes(exclude) if exclude else None
         self._never = frozenset(os.path.realpath(path) for path in never)
-        self._finder = RootFinder(os.path.abspath(root), paths, optional=optional, never=self._never)
-        self._paths = paths
+        self._paths = [os.fspath(path) for path in paths]
+        self._finder = RootFinder(os.path.abspath(root), self._paths, optional=optional, never=self._never)
         self._clock = clock
         self._snapshot = snapshot
         self._found: list[str] = []
@@ -88,11 +89,14 @@ class FilesSource:
         roots = self._finder.find(self._is_excluded)
         if not roots:
             raise SourceMissing(
-                f"there is nothing to back up as {self.component} {self.name}: of {', '.join(self._paths)} nothing "
-                "is there, or all of it is excluded",
+                f"there is nothing to back up as {self.component} {self.name}: of {self._some_paths()} nothing is "
+                "there, or all of it is excluded",
                 hint="Correct the paths in holdfast.toml, or leave the component out.",
             )
         return roots
+
+    def _some_paths(self) -> str:
+        return ", ".join([shown(path) for path in self._paths[:5]] + ["…"] * (len(self._paths) > 5))
 
     def _is_excluded(self, path: str, is_directory: bool) -> bool:
         if self._excludes is None:

@@ -136,7 +136,9 @@ def recover(state_dir: Path, kinds: Kinds, now: datetime) -> Recovery | None:
     with Journal.locked(state_dir) as journal:
         messages = []
         for record in _expired(journal, now):
-            messages.append(f"What the {_name(record)} had replaced is more than {KEEP_FOR.days} days old: deleted.")
+            messages.append(
+                f"What the {_name(record)} had replaced is more than {KEEP_FOR.days} days old: deleted."
+            )
             journal.release(record)
             journal.write()
         recovery = _resolve(journal, kinds)

@@ -157,7 +157,14 @@ def _parse(data: Any) -> list[Record]:
 
 
 def _record(
-    *, run: str, verb: str, subject: str, moment: str, phase: str, places: list[str], swaps: list[dict[str, Any]]
+    *,
+    run: str,
+    verb: str,
+    subject: str,
+    moment: str,
+    phase: str,
+    places: list[str],
+    swaps: list[dict[str, Any]],
 ) -> Record:
     if not _RUN.fullmatch(run):
         raise ValueError(f"run {run!r}")

@@ -122,7 +122,9 @@ def _empty(top: int) -> None:
 def list_some(directory: int) -> list[tuple[str, bool]]:
     """Some names in a directory, and which are directories. Empty only when there is nothing in it."""
     with os.scandir(directory) as entries:
-        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in itertools.islice(entries, _BATCH)]
+        return [
+            (entry.name, entry.is_dir(follow_symlinks=False)) for entry in itertools.islice(entries, _BATCH)
+        ]
 
 
 def _open_to_empty(name: str, top: int, device: int) -> int:

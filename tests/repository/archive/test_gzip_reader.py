@@ -265,3 +265,16 @@ def test_a_stream_from_the_middle_that_lacks_its_trailer_is_truncated(
     for missing in range(1, 11):
         with pytest.raises(CorruptBackup, match="truncated"):
             list(stream(Stored(source.data[:-missing]), index.compressed_offset(5)))
+
+
+def test_errors_name_the_file(blocks: tuple[Stored, BlockIndex]) -> None:
+    source, index = blocks
+    truncated, damaged = Stored(source.data[:100]), Stored(source.data[:10] + bytes(source.size - 10))
+    for broken in (truncated, damaged):
+        with (
+            GzipReader(broken, index, name="full_1.tar.gz") as reader,
+            pytest.raises(CorruptBackup, match="full_1.tar"),
+        ):
+            reader.read_at(0, 1)
+        with pytest.raises(CorruptBackup, match="full_1.tar"):
+            list(stream(broken, name="full_1.tar.gz"))

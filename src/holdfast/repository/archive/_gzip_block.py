@@ -24,14 +24,18 @@ from holdfast.errors import CorruptBackup, RepositoryError
 MAX_RAW = 16 << 20
 """No block holds more raw bytes than this."""
 
-_RAW_DEFLATE = -15  # how zlib's interface asks for no header, no trailer and the full 32 KiB window
+# The type stub of isal declares an instance where there is a class.
+InflateError = cast("type[Exception]", isal_zlib.error)
+
+RAW_DEFLATE = -15  # how zlib's interface asks for no header, no trailer and the full 32 KiB window
 _SYNC_TAIL = b"\x00\x00\xff\xff"
 
-# Level -> the level of zlib-ng; levels 1 and 2 are ISA-L's. zlib-ng 1 expands weights, its 8 takes ten times as long
-# as its 7 on the indexes of a database, and its 9 is both slower and larger than its 8.
+# Level -> the level of zlib-ng; levels 1 and 2 are ISA-L's. zlib-ng 1 expands weights, its 8 takes ten times as
+# long as its 7 on the indexes of a database, and its 9 is both slower and larger than its 8. So 8 and 9 are one
+# and the same here: what is smaller still takes twice as long.
 _SEARCH = {3: 2, 4: 3, 5: 4, 6: 5, 7: 5, 8: 6, 9: 6}
-# zlib-ng 7 takes twice as long as 6. It gains 10 % on the indexes of a database, 2 % on rows, less on text: from this
-# level on, it is used where a sample says that it pays.
+# zlib-ng 7 takes twice as long as 6. It gains 10 % on the indexes of a database, 2 % on rows, less on text: from
+# this level on, it is used where a sample says that it pays.
 _TRY_DEEPER = 7
 _DEEPER = 7
 _FAST = 2  # the ISA-L level that is smallest on weights
@@ -41,11 +45,10 @@ _WORTH_SEARCHING = 0.98
 _WORTH_DEEPER = 0.96
 _SAMPLE_SIZE = 16 << 10
 
-# glibc gives memory above a threshold back to the system when it is freed, and faults it in again, page by page, for
-# the next block: a fifth of the time on weights. Freeing one large allocation, never touched, raises the threshold
-# to its size (mallopt(3), M_MMAP_THRESHOLD).
+# glibc gives memory above a threshold back to the system when it is freed, and faults it in again, page by page,
+# for the next block: a fifth of the time on weights. Freeing one large allocation, never touched, raises the
+# threshold to its size (mallopt(3), M_MMAP_THRESHOLD).
 bytearray(8 << 20)
-
 
 _Bytes: TypeAlias = bytes | bytearray | memoryview
 
@@ -78,8 +81,8 @@ def pack(raw: bytes | bytearray, level: int) -> Packed:
         intact = False
     if not intact:
         raise RepositoryError(
-            f"A compressed block of {len(raw)} bytes did not inflate to what it was made from.",
-            hint="The memory or the processor of this machine is faulty. Test both, and take the backup again.",
+            f"a compressed block of {len(raw)} bytes did not inflate to what it was made from",
+            hint="The memory or the processor of this machine is faulty: test both, then back up again.",
         )
     return Packed(data, len(raw), isal_zlib.crc32(raw))
 
@@ -89,32 +92,27 @@ def unpack(data: bytes, raw_length: int) -> bytes:
 
     Never allocates more than the declared length. Raises CorruptBackup.
     """
-    inflater = isal_zlib.decompressobj(wbits=_RAW_DEFLATE)
+    inflater = isal_zlib.decompressobj(wbits=RAW_DEFLATE)
     try:
         raw = inflater.decompress(data, raw_length)
         more = inflater.decompress(inflater.unconsumed_tail, 1)
     except InflateError as error:
-        raise CorruptBackup(f"A compressed block is damaged: {error}.") from error
+        raise CorruptBackup(f"a compressed block is damaged: {error}") from error
     if len(raw) != raw_length or more:
-        raise CorruptBackup(f"A compressed block does not hold the {raw_length} bytes it declares.")
+        raise CorruptBackup(f"a compressed block does not hold the {raw_length} bytes it declares")
     if inflater.eof or not data.endswith(_SYNC_TAIL):
-        raise CorruptBackup("A compressed block does not end where its index says.")
+        raise CorruptBackup("a compressed block does not end where its index says")
     return raw
 
 
-# The type stub of isal declares an instance where there is a class.
-InflateError = cast("type[Exception]", isal_zlib.error)
-
-
 def _compress(raw: bytes | bytearray, level: int) -> bytes:
-    if level:
-        sample = _searchable_sample(raw) if level in _SEARCH else None
-        data = (
-            _fast(raw, min(level, _FAST)) if sample is None else _squeeze(raw, _search_level(sample, level))
-        )
-        if len(data) < _WORTH_COMPRESSING * len(raw):
-            return data
-    return _squeeze(raw, 0)
+    if level == 0:
+        return _squeeze(raw, 0)
+    if level in _SEARCH and (sample := _searchable_sample(raw)) is not None:
+        data = _squeeze(raw, _search_level(sample, level))
+    else:
+        data = _fast(raw, min(level, _FAST))
+    return data if len(data) < _WORTH_COMPRESSING * len(raw) else _squeeze(raw, 0)
 
 
 def _searchable_sample(raw: bytes | bytearray) -> memoryview | None:
@@ -137,10 +135,10 @@ def _search_level(sample: memoryview, level: int) -> int:
 
 
 def _fast(raw: _Bytes, level: int) -> bytes:
-    compressor = isal_zlib.compressobj(level, wbits=_RAW_DEFLATE)
+    compressor = isal_zlib.compressobj(level, wbits=RAW_DEFLATE)
     return compressor.compress(raw) + compressor.flush(isal_zlib.Z_SYNC_FLUSH)
 
 
 def _squeeze(raw: _Bytes, level: int, strategy: int = zlib_ng.Z_DEFAULT_STRATEGY) -> bytes:
-    compressor = zlib_ng.compressobj(level, wbits=_RAW_DEFLATE, strategy=strategy)
+    compressor = zlib_ng.compressobj(level, wbits=RAW_DEFLATE, strategy=strategy)
     return compressor.compress(raw) + compressor.flush(zlib_ng.Z_SYNC_FLUSH)

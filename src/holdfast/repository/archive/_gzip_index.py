@@ -25,7 +25,7 @@ class BlockIndex:
     def __init__(self, blocks: Iterable[tuple[int, int]] = (), *, start: int = len(HEADER)) -> None:
         """Raises CorruptBackup for lengths that no block can have."""
         if not 0 <= start < _MAX_OFFSET:
-            raise CorruptBackup(f"The index of a backup says that its first block lies at {start}.")
+            raise CorruptBackup(f"an index says that its first block lies at {start}")
         self._packed = array("Q", [start])
         self._raw = array("Q", [0])
         for compressed_length, raw_length in blocks:
@@ -37,7 +37,7 @@ class BlockIndex:
         possible = 1 <= raw_length <= MAX_RAW and 1 <= compressed_length <= max_packed(raw_length)
         if not possible or max(end, self._raw[-1] + raw_length) >= _MAX_OFFSET:
             raise CorruptBackup(
-                f"The index of a backup lists a block of {compressed_length} bytes that holds {raw_length}."
+                f"an index lists a block of {compressed_length} bytes that holds {raw_length}"
             )
         # The raw array decides how many blocks there are, so it grows last: a reader in another thread
         # never sees half a block.

@@ -11,14 +11,13 @@ from typing import Protocol, Self
 from isal import isal_zlib
 
 from holdfast.errors import CorruptBackup
-from holdfast.repository.archive._gzip_block import InflateError, unpack
+from holdfast.repository.archive._gzip_block import RAW_DEFLATE, InflateError, unpack
 from holdfast.repository.archive._gzip_index import BlockIndex
 from holdfast.repository.archive._gzip_writer import available_cores
 
 _READ_SIZE = 1 << 20
 _STEP = 64 << 10
 _OUTPUT_SIZE = 1 << 20
-_RAW_DEFLATE = -15
 _GZIP = 31  # how zlib's interface asks for a gzip header and a checked gzip trailer
 _TRAILER_SIZE = 8
 
@@ -39,13 +38,21 @@ class GzipReader:
 
     While reads move forward, ``threads`` threads read and inflate the blocks that come next. At most
     ``2 * threads + 2`` blocks are in memory. Checks that each block is sound deflate of the declared length, but no
-    checksum: the manifest's digests do that. For one calling thread.
+    checksum: the manifest's digests do that. ``name`` is what errors call the file. For one calling thread.
     """
 
-    def __init__(self, source: RandomAccess, blocks: BlockIndex, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        source: RandomAccess,
+        blocks: BlockIndex,
+        *,
+        threads: int | None = None,
+        name: str = "the archive",
+    ) -> None:
         threads = threads or available_cores()
         self._source = source
         self._blocks = blocks
+        self._name = name
         self._ahead = threads + 1
         self._capacity = 2 * threads + 2
         self._cache: OrderedDict[int, Future[bytes]] = OrderedDict()
@@ -123,22 +130,26 @@ class GzipReader:
         offset = self._blocks.compressed_offset(number)
         data = self._source.read_at(offset, compressed_length)
         if len(data) != compressed_length:
-            raise CorruptBackup(f"A backup ends before the block at {offset} does: it is truncated.")
-        return unpack(data, raw_length)
+            raise CorruptBackup(f"{self._name} is truncated: it ends inside the block at {offset}")
+        try:
+            return unpack(data, raw_length)
+        except CorruptBackup as error:
+            raise CorruptBackup(f"{self._name}, at {offset}: {error}") from error
 
 
-def stream(source: RandomAccess, compressed_offset: int = 0) -> Iterator[bytes]:
+def stream(source: RandomAccess, compressed_offset: int = 0, *, name: str = "the archive") -> Iterator[bytes]:
     """Inflate from the start of a block, or from the gzip header at 0, to the end, in pieces of at most 1 MiB.
 
     Needs no index. At 0 it reads gzip files that others made, too, of several members or padded with zeros, and
     checks each member's CRC-32 and length; elsewhere it cannot. Raises CorruptBackup for damage and truncation.
+    ``name`` is what errors call the file.
     """
-    compressed = _Input(source, compressed_offset)
+    compressed = _Input(source, compressed_offset, name)
     if compressed_offset:
-        yield from _member(compressed, _RAW_DEFLATE)
+        yield from _member(compressed, RAW_DEFLATE)
         for _ in range(_TRAILER_SIZE):
             if not compressed.take(1):
-                raise compressed.truncated()
+                raise compressed.damaged("it is truncated")
     else:
         yield from _member(compressed, _GZIP)
     while compressed.skip_zeros():
@@ -153,13 +164,11 @@ def _member(compressed: _Input, wbits: int) -> Iterator[bytes]:
         if not data and len(raw) < _OUTPUT_SIZE:
             data = compressed.take(_STEP)
             if not data:
-                raise compressed.truncated()
+                raise compressed.damaged("it is truncated")
         try:
             raw = inflater.decompress(data, _OUTPUT_SIZE)
         except InflateError as error:
-            raise CorruptBackup(
-                f"The compressed stream is damaged before {compressed.offset}: {error}."
-            ) from error
+            raise compressed.damaged(str(error)) from error
         data = inflater.unconsumed_tail
         if raw:
             yield raw
@@ -169,15 +178,12 @@ def _member(compressed: _Input, wbits: int) -> Iterator[bytes]:
 class _Input:
     """Compressed bytes from an offset on, taken in small steps from large reads."""
 
-    def __init__(self, source: RandomAccess, offset: int) -> None:
+    def __init__(self, source: RandomAccess, offset: int, name: str) -> None:
         self._source = source
+        self._name = name
         self._end = offset
         self._chunk = b""
         self._position = 0
-
-    @property
-    def offset(self) -> int:
-        return self._end - len(self._chunk) + self._position
 
     def take(self, limit: int) -> bytes:
         """The next bytes, at most ``limit``; none at the end."""
@@ -201,5 +207,7 @@ class _Input:
                 return True
         return False
 
-    def truncated(self) -> CorruptBackup:
-        return CorruptBackup(f"The compressed stream ends at {self.offset}, before its end: it is truncated.")
+    def damaged(self, how: str) -> CorruptBackup:
+        return CorruptBackup(
+            f"{self._name} is damaged before {self._end - len(self._chunk) + self._position}: {how}"
+        )

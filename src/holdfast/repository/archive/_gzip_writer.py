@@ -48,9 +48,9 @@ class GzipWriter:
 
     def __init__(self, out: Sink, level: int, *, threads: int | None = None) -> None:
         if level not in range(10):
-            raise UsageError(f"{level} is not a compression level.", hint="Choose 0 (none) to 9 (smallest).")
+            raise UsageError(f"{level} is not a compression level", hint="Choose 0 (none) to 9 (smallest).")
         if threads is not None and threads < 1:
-            raise UsageError(f"{threads} threads cannot compress anything.", hint="Choose 1 or more.")
+            raise UsageError(f"{threads} threads cannot compress anything", hint="Choose 1 or more.")
         threads = threads or available_cores()
         self.blocks = BlockIndex()
         self._out = out
