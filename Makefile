@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/holdfast demo --service $(SERVICE)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 torture: setup
 	HOLDFAST_TORTURE=1 $(BIN)/python -m pytest -m torture

@@ -180,8 +180,8 @@ def test_nothing_that_must_stay_is_ever_dropped(
     assert all(item.backup_id in kept for item in backups if item.pinned)
     assert all(item.backup_id in kept for item in used)
     assert all(item.backup_id in kept for item in backups if NOW - item.moment <= days(limit))
-    for kind in ("full", "config", "models"):
-        good = [item for item in backups if item.type == kind and item.is_good]
+    for kinds in (("full",), ("full", "incremental"), ("config",), ("models",)):
+        good = [item for item in backups if item.type in kinds and item.is_good]
         if good:
             assert max(good, key=lambda item: item.timestamp).backup_id in kept
 
@@ -193,7 +193,13 @@ def test_what_is_dropped_is_old_and_nothing_holds_it(backups: list[BackupMetadat
         if not verdict.keep:
             assert NOW - verdict.backup.moment > days(limit)
             assert all(item.moment <= NOW for item in backups)
-    reasons = {"pinned", "last good full backup", "last good config backup", "last good models backup"}
+    reasons = {
+        "pinned",
+        "last good backup",
+        "last good full backup",
+        "last good config backup",
+        "last good models backup",
+    }
     for verdict in made:
         assert verdict.reason in reasons or any(
             phrase in verdict.reason for phrase in ("kept for", "limit", "parent of", "the clock")

@@ -25,13 +25,14 @@ from holdfast.sources.files import FilesSource
 from holdfast.sources.sqlite import SqliteSource, SqliteSwap, SqliteTarget
 from holdfast.state import LocalState
 from holdfast.storage.local import LocalStorage
+from holdfast.transaction import Kinds
 
 _NO_KEY = (
     "Set ENCRYPTION_KEY to a passphrase, an age identity (AGE-SECRET-KEY-1…) or recipients (age1…); "
     "`holdfast init` or `holdfast key new` makes an identity. BACKUP_ENCRYPT=false does without encryption."
 )
 
-SWAPS = {swap.kind: swap for swap in (RenameSwap, SqliteSwap)}
+SWAPS: Kinds = {RenameSwap.kind: RenameSwap, SqliteSwap.kind: SqliteSwap}
 """Every kind of swap that a restore journal may name."""
 
 ManualKey = Callable[[], "str | bytes | None"]
@@ -142,11 +143,29 @@ class Installation:
                 create_parents=create_parents,
             )
         if record.kind == "files":
-            return FilesTarget({root: self._path(record, root) for root in record.roots})
+            return FilesTarget(
+                {root: self._path(record, root) for root in record.roots}, never=self._never()
+            )
         raise RestoreError(
             f"{record.component} {record.name} is {record.kind}, which this version cannot restore",
             hint="Restore it with a newer Holdfast: `holdfast --version` shows yours.",
         )
+
+    def elsewhere(self, record: SourceRecord, directory: Path, others: Sequence[SourceRecord]) -> FilesTarget:
+        """Where a source goes when it is restored below `directory`: to the place that it has below the service
+        root; ``absolute/…`` and ``database/…`` hold what has none."""
+        if record.kind == "files":
+            return FilesTarget({root: directory / root.removeprefix("files/") for root in record.roots})
+        entry = f"database/{record.name}.db"
+        place = record.roots[0] if len(record.roots) == 1 and record.roots[0].startswith("files/") else entry
+        if any(place.startswith(f"{root}/") for other in others for root in other.roots):
+            place = entry  # A copy of the database comes with the directory that it lies in.
+        return FilesTarget({entry: directory / place.removeprefix("files/")})
+
+    def _never(self) -> list[Path]:
+        settings = self.settings
+        own = (settings.config_file, settings.key_file, settings.backup_dir, self.state.home)
+        return [path for path in own if path is not None]
 
     def _database_path(self, record: SourceRecord) -> Path:
         try:
@@ -169,8 +188,7 @@ class Installation:
         area, _, rest = root.partition("/")
         if area == "files" and rest:
             path = self.settings.root / rest
-            private = {self.settings.config_file, self.settings.key_file, self.settings.backup_dir}
-            if path in private or path.name.startswith(".holdfast-"):
+            if path in self._never() or path.name.startswith(".holdfast-"):
                 raise RestoreError(f"{path} is Holdfast's own, and no restore replaces it")
             return path
         path = Path("/") / rest

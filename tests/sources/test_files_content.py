@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ SIZES = [0, 1, SMALL_BYTES - 1, SMALL_BYTES, SMALL_BYTES + 1, PIECE_BYTES, LARGE
 
 
 def item_of(
-    tmp_path: Path, content: bytes, component: str = "models", **settings: object
+    tmp_path: Path, content: bytes, component: str = "models", **settings: Any
 ) -> tuple[Path, FileItem]:
     path = tmp_path / "models" / "m"
     path.parent.mkdir()
@@ -328,13 +329,14 @@ def test_messages_cannot_carry_what_a_terminal_obeys(tmp_path: Path) -> None:
 def test_a_file_modified_within_two_seconds_of_its_reading_is_marked(
     tmp_path: Path, field: str, age: float, racy: bool
 ) -> None:
-    path, item = item_of(tmp_path, b"x", clock=lambda: moment)
+    now = [long_after()]
+    path, item = item_of(tmp_path, b"x", clock=now.pop)
     # The time of change cannot be set, so the other one is moved: well before it or well after.
     changed = path.stat().st_ctime_ns / 1e9
     modified = changed + (3600 if field == "mtime" else -3600)
     os.utime(path, (modified, modified))
     latest = modified if field == "mtime" else path.stat().st_ctime_ns / 1e9
-    moment = datetime.fromtimestamp(latest, UTC) + timedelta(seconds=age)
+    now[:] = [datetime.fromtimestamp(latest, UTC) + timedelta(seconds=age)]
     assert not item.entry.racy
     assert item.open()[0].racy is racy
 

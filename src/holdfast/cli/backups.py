@@ -174,9 +174,8 @@ def verify(
 ) -> None:
     """Prove that a backup is good."""
     with command(as_json=as_json) as installation:
-        from holdfast.jobs.verify import Verdict
+        from holdfast.jobs.verify import Verdict, verify_all
         from holdfast.jobs.verify import verify as verify_one
-        from holdfast.jobs.verify import verify_all
 
         with watching(quiet=as_json) as emit:
             verdicts = (

@@ -39,7 +39,7 @@ def rotate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="A file with the new key: an identity, recipients or a passphrase. By default a new identity is made.",
+            help="A file with the new key: identity, recipients or passphrase. By default an identity is made.",
         ),
     ] = None,
     as_json: Json = False,

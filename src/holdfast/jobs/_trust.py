@@ -22,7 +22,7 @@ def check_signature(
     trust: bool,
     vouch: Confirm,
 ) -> None:
-    """Encryption proves nothing about who wrote a backup, since anyone may encrypt to a recipient; its signature does.
+    """Encryption proves nothing about who wrote a backup: anyone may encrypt to a recipient. Its signature does.
 
     Passes a signature by this host or by a key that was pinned here. Where nothing is pinned yet (a new machine),
     a person may confirm the fingerprint, which pins it. Raises UntrustedSignature otherwise, unless `trust`; and

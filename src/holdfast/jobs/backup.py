@@ -141,8 +141,8 @@ def _begin_scans(
             continue
         if component in required:
             raise SourceMissing(
-                f"{component}: there is nothing to back up in {installation.settings.root}, though it was asked for or "
-                "the parent backup has it",
+                f"{component}: there is nothing to back up in {installation.settings.root}, though it was asked for, "
+                "or the parent backup has it",
                 hint="Is a disk unmounted? Else name the paths in holdfast.toml, or take a full backup without it.",
             )
         tally(Noted(f"{component}: none found"))

@@ -61,8 +61,9 @@ def _databases(installation: Installation) -> list[tuple[str, str]]:
         root = installation.settings.root
         paths = sorted(path for path in root.iterdir() if path.suffix in (".db", ".sqlite", ".sqlite3"))
         return [(f"db{number}", f"sqlite:///{path.name}") for number, path in enumerate(paths, 1)]
+    root = installation.settings.root
     return [
-        (spec.name, f"sqlite:///{os.path.relpath(spec.sqlite_path(installation.settings.root), installation.settings.root)}")
+        (spec.name, f"sqlite:///{os.path.relpath(spec.sqlite_path(root), root)}")
         for spec in found
         if spec.dialect == "sqlite"
     ]

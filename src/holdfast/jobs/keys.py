@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from holdfast.crypto import KeyRing, X25519Identity, fingerprint, write_key_file
+from holdfast.crypto import Identity, KeyRing, X25519Identity, X25519Recipient, fingerprint, write_key_file
 from holdfast.errors import KeyMissing, KeyWrong, UsageError
 from holdfast.events import Emit, Noted, StageStarted, Warned
 from holdfast.installation import Installation
@@ -90,10 +90,12 @@ def _read(path: Path) -> KeyRing:
 def key_sheet(installation: Installation) -> str:
     """A page for a safe: the key, and how to restore with it on a machine that has neither Holdfast nor us."""
     keys = installation.keys()
-    secrets = [identity.reveal() for identity in keys.identities]
+    secrets = [_spelled(identity) for identity in keys.identities]
     if not secrets:
-        raise KeyMissing("there are only recipients here, and they open nothing", hint="Print it where the identity is.")
-    public = [str(recipient) for recipient in keys.recipients if str(recipient).startswith("age1")]
+        raise KeyMissing(
+            "there are only recipients here, and they open nothing", hint="Print it where the identity is."
+        )
+    public = [str(recipient) for recipient in keys.recipients if isinstance(recipient, X25519Recipient)]
     return "\n".join(
         [
             "HOLDFAST KEY SHEET",
@@ -115,3 +117,7 @@ def key_sheet(installation: Installation) -> str:
             else "    age -d full_….tar.gz.enc | tar xz       (it asks for the key)",
         ]
     )
+
+
+def _spelled(identity: Identity) -> str:
+    return identity.reveal() if isinstance(identity, X25519Identity) else identity.encode().decode()

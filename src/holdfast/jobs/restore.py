@@ -22,6 +22,7 @@ from holdfast.jobs._restore_log import RestoreLog, restore_log
 from holdfast.jobs._trust import Confirm, check_signature
 from holdfast.model import BackupMetadata, Entry, SourceRecord, parse_components
 from holdfast.repository.base import StoredBackup
+from holdfast.sources._staging import make_empty_directory
 from holdfast.sources.base import Read
 from holdfast.transaction import Transaction
 
@@ -63,8 +64,8 @@ def restore(
 ) -> Restored:
     """Restores a backup's components, by default all of them, over the live data, or below `target`.
 
-    `confirm` is asked before live data is replaced, `vouch` where nothing tells yet whose backups to believe. With `create_db`, missing directories above a SQLite file
-    are made. On any error the data is as it was. Raises HoldfastError of every kind.
+    `confirm` is asked before live data is replaced, `vouch` where nothing tells yet whose backups to believe.
+    With `create_db`, missing directories above a SQLite file are made. On any error the data is as it was. Raises HoldfastError of every kind.
     """
     started = time.monotonic()
     with restore_log(installation, reference, emit) as log:
@@ -83,11 +84,10 @@ def restore(
             if target is not None:
                 work.extract(installation, target)
             else:
-                if not confirm(_question(metadata, records)):
-                    raise ConfirmationRequired(
-                        f"restoring {metadata.backup_id} replaces {', '.join(dict.fromkeys(r.component for r in records))} "
-                        f"in {installation.settings.root}"
-                    )
+                replaced = ", ".join(dict.fromkeys(record.component for record in records))
+                root = installation.settings.root
+                if not confirm(f"Replace {replaced} in {root} by {metadata.backup_id}?"):
+                    raise ConfirmationRequired(f"restoring {metadata.backup_id} replaces {replaced} in {root}")
                 work.swap(installation, metadata, create_db=create_db)
         log.emit(RunFinished("restore", metadata.backup_id))
         return Restored(
@@ -101,11 +101,6 @@ def restore(
             target=target,
             log=log.path,
         )
-
-
-def _question(metadata: BackupMetadata, records: Sequence[SourceRecord]) -> str:
-    names = ", ".join(dict.fromkeys(record.component for record in records))
-    return f"Replace {names} by {metadata.backup_id} of {metadata.timestamp} UTC?"
 
 
 class _Work:
@@ -136,7 +131,7 @@ class _Work:
         ) as transaction:
             swaps = []
             for record, place in targets:
-                self._log.emit(StageStarted("stage", f"{record.component} {record.name}"))
+                self._log.emit(StageStarted("stage", f"{record.component} {record.name}", record.bytes))
                 swaps += place.stage(
                     self._read_entries(record), self._read, transaction.place, self._log.emit
                 )
@@ -151,10 +146,12 @@ class _Work:
     def extract(self, installation: Installation, target: Path) -> None:
         target = target.absolute()
         _check_room({target: self._limit})
+        make_empty_directory(target)
         for record in self._records:
-            self._log.emit(StageStarted("stage", f"{record.component} {record.name}"))
-            installation.extract(record, target, self._read_entries(record), self._read, self._log.emit)
-        self._progress.flush()
+            self._log.emit(StageStarted("write", f"{record.component} {record.name}", record.bytes))
+            place = installation.elsewhere(record, target, self._records)
+            place.write(self._read_entries(record), self._read, self._log.emit)
+            self._progress.flush()
 
     def _read_entries(self, record: SourceRecord) -> Iterator[Entry]:
         for entry in self._stored.entries(record):

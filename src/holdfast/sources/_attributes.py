@@ -40,8 +40,9 @@ class Attributes(NamedTuple):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Attributes:
         """The inverse of `to_json`. Raises KeyError, TypeError, ValueError."""
-        numbers = [int(data[name]) for name in ("mode", "uid", "gid", "mtime_ns")]
-        return cls(*numbers, {name: base64.b64decode(value) for name, value in data["xattrs"].items()})
+        mode, uid, gid, mtime_ns = (int(data[name]) for name in ("mode", "uid", "gid", "mtime_ns"))
+        xattrs = {name: base64.b64decode(value) for name, value in data["xattrs"].items()}
+        return cls(mode & 0o7777, uid, gid, mtime_ns, xattrs)
 
 
 Excuse = Callable[[str, str], None]

@@ -17,8 +17,8 @@ Which step was reached shows in the private place alone::
                                    1/moved.db  the live files themselves, or
                                    1/absent    there was none
     1/applied      the way through was committed
-    1/moving-in    all that was live is moved aside, and the staged file is on its way
-    1/cleared      a revert has moved the restored files aside
+    1/replacing    moved.db is complete, and the staged file is on its way
+    1/returning    a revert has the restored files in 0/undone.db, and the kept ones are on their way
     1/reverted     a revert is finished, or there was nothing to revert
 
 The swap that takes this one back goes from ``1`` to ``2`` in the same manner.
@@ -29,6 +29,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import zip_longest
@@ -55,7 +56,8 @@ from holdfast.transaction import is_place_name, remove_place, restoring
 
 DOING = "Database restore"
 
-_ABSENT, _APPLIED, _MOVING_IN, _CLEARED, _REVERTED = "absent", "applied", "moving-in", "cleared", "reverted"
+_ABSENT, _APPLIED, _REPLACING, _RETURNING, _REVERTED = "absent", "applied", "replacing", "returning", "reverted"
+_SUFFIXES = (*SIDE_FILES, "")
 _HEADER_BYTES = 100
 """Of the first page; SQLite counts changes there, so copies of one state differ in it."""
 _BLOCK_BYTES = 4096
@@ -179,23 +181,32 @@ class SqliteSwap:
                 else:
                     self._kept.mark(_APPLIED)
                     return
-            self._move_in()
+            with self._writers_kept_out() as at_rest:
+                if not os.path.lexists(self._live):
+                    self._kept.mark(_ABSENT)
+                if self._attributes is not None:
+                    _take_on(self._coming.copy, self._attributes)
+                main = self._coming.main or self._coming.moved
+                self._exchange(main, self._kept.moved, _REPLACING, at_rest=at_rest)
 
     def revert(self) -> None:
         """See `Swap.revert`. What others wrote after `apply` goes with the restored state."""
+        kept, coming = self._kept, self._coming
         with self._explained():
-            if not self._kept.directory.exists() or self._kept.has(_REVERTED):
+            if not kept.directory.exists() or kept.has(_REVERTED):
                 return
-            if self._kept.moved.exists():
-                self._put_back(self._kept.moved)
-            elif self._kept.has(_ABSENT):
-                if self._kept.has(_MOVING_IN) and not self._kept.has(_CLEARED):
-                    self._put_back(self._kept.moved)
-            elif self._kept.copy.exists() and (self._kept.has(_CLEARED) or self._is_applied()):
+            if kept.has(_REPLACING) and kept.moved.exists():
+                if not _same(self._live, kept.moved):
+                    self._put_back(kept.moved)
+            elif kept.has(_REPLACING) and kept.has(_ABSENT):
+                placed = coming.main is None and not kept.has(_RETURNING)
+                if placed or _same(self._live, coming.undone):
+                    self._put_back(kept.moved)
+            elif kept.copy.exists() and (kept.has(_RETURNING) or self._is_applied()):
                 self._restore_copy()
-            if self._coming.main is None and self._coming.undone.exists():
-                self._move_main(self._coming.undone, self._coming.moved)
-            self._kept.mark(_REVERTED)
+            if coming.main is None and coming.undone.exists():
+                _rename(coming.undone, coming.moved)
+            kept.mark(_REVERTED)
 
     def reversed(self) -> SqliteSwap:
         return SqliteSwap(self._live, self._place, timeout=self._timeout, step=self._step + 1)
@@ -221,13 +232,9 @@ class SqliteSwap:
     def _staged_copy(self) -> Path | None:
         """What is to come, as one whole file; None where that is no readable database, or none at all."""
         coming = self._coming
-        if not coming.copy.exists() and coming.moved.exists():
-            try:
-                with closing(connect(coming.moved, "rw", timeout=self._timeout)) as moved:
-                    coming.keep(moved, os.stat(coming.moved))
-            except sqlite3.DatabaseError as error:
-                if code_of(error) not in DAMAGED:
-                    raise
+        if not coming.copy.exists() and coming.moved.exists() and not _is_damaged(coming.moved):
+            with closing(connect(coming.moved, "rw", timeout=self._timeout)) as moved:
+                coming.keep(moved, os.stat(coming.moved))
         if coming.main is None and not coming.has(_ABSENT):
             raise NothingToUndo(f"nothing is kept that could take the place of {shown(str(self._live))}")
         return coming.copy if coming.copy.exists() else None
@@ -236,6 +243,8 @@ class SqliteSwap:
 
     def _write_through(self, source: Path, kept: _State | None) -> None:
         """Makes the live database what `source` is, and `kept` a copy of what it was. Raises _NoWayThrough."""
+        if _is_damaged(self._live):
+            raise _NoWayThrough("it is damaged")
         try:
             with (
                 closing(connect(source, "ro", immutable=True)) as staged,
@@ -266,6 +275,7 @@ class SqliteSwap:
         if kept is not None:
             kept.keep(live, os.stat(self._live))
         _copy(staged, live, pages_per_step(staged))
+        _unlink(f"{self._live}-journal")  # it is empty, and ours as long as the lock is
 
     def _write_to_log(self, staged: sqlite3.Connection, live: sqlite3.Connection, kept: _State | None) -> None:
         """In WAL mode: after its first step a backup holds the write lock, and has written nothing that a reader
@@ -287,22 +297,8 @@ class SqliteSwap:
 
     # As files
 
-    def _move_in(self) -> None:
-        """Moves the live files to the kept place and the staged one to theirs."""
-        with self._writers_kept_out():
-            if os.path.lexists(self._live):
-                os.rename(self._live, self._kept.moved)
-            else:
-                self._kept.mark(_ABSENT)
-            self._move_side_files(self._live, self._kept.moved)
-            self._sync()
-            self._kept.mark(_MOVING_IN)
-            if self._attributes is not None:
-                _take_on(self._coming.copy, self._attributes)
-            self._move_main(self._coming.main or self._coming.moved, self._live)
-
     def _restore_copy(self) -> None:
-        if os.path.lexists(self._live) and not self._kept.has(_CLEARED):
+        if os.path.lexists(self._live) and not self._kept.has(_RETURNING):
             try:
                 self._write_through(self._kept.copy, None)
             except _NoWayThrough as reason:
@@ -312,50 +308,44 @@ class SqliteSwap:
         self._put_back(self._kept.copy)
 
     def _put_back(self, main: Path) -> None:
-        """Moves the restored files aside, and the kept ones to where they were."""
-        with self._writers_kept_out():
-            occupied = os.path.lexists(self._live)
-            if occupied or not self._kept.has(_CLEARED):
-                if occupied:
-                    os.rename(self._live, self._coming.undone)
-                if occupied or self._kept.has(_MOVING_IN) or main == self._kept.copy:
-                    # Else `apply` came no further than the main file, and these are its own.
-                    self._move_side_files(self._live, self._coming.undone)
-                self._sync()
-                self._kept.mark(_CLEARED)
-            self._move_main(main, self._live)
+        with self._writers_kept_out() as at_rest:
+            self._exchange(main, self._coming.undone, _RETURNING, at_rest=at_rest)
 
-    def _move_main(self, main: Path, to: Path) -> None:
-        """The main file comes last: a database is found whole or not at all. Where there was none, none comes."""
-        self._move_side_files(main, to)
-        if main.exists():
-            if os.path.lexists(to):
-                raise DatabaseBusy(f"{DOING} failed: somebody made a new {shown(str(to))} meanwhile")
-            os.rename(main, to)
-        self._sync()
+    def _exchange(self, main: Path, aside: Path, mark: str, *, at_rest: bool) -> None:
+        """Puts the files of the database `main` (which may be none) where the live ones are, and those to `aside`.
 
-    def _move_side_files(self, main: Path, to: Path) -> None:
-        for suffix in SIDE_FILES:
-            with suppress(FileNotFoundError):
-                os.rename(f"{main}{suffix}", f"{to}{suffix}")
-
-    def _sync(self) -> None:
+        `at_rest`: all of the live database is in its main file. Then there is a database at every moment. Else for
+        an instant there is none, lest one be found beside a log that is not its own.
+        """
+        if not self._kept.has(mark) or (os.path.lexists(self._live) and not _same(self._live, aside)):
+            for suffix in _SUFFIXES:
+                _unlink(f"{aside}{suffix}")
+                with suppress(FileNotFoundError):
+                    os.link(f"{self._live}{suffix}", f"{aside}{suffix}")
+            sync_directory(aside.parent)
+            self._kept.mark(mark)
+        # Nothing waits for the disk until all is in place.
+        if not at_rest or not main.exists():
+            _unlink(self._live)
+            for suffix in SIDE_FILES:
+                if _same(f"{self._live}{suffix}", f"{aside}{suffix}"):
+                    os.unlink(f"{self._live}{suffix}")
+            if main.exists() and os.path.lexists(self._live):
+                raise DatabaseBusy(f"{DOING} failed: somebody made a new {shown(str(self._live))} meanwhile")
+        _rename(main, self._live)
         for directory in (self._coming.directory, self._kept.directory, self._live.parent):
             sync_directory(directory)
 
     @contextmanager
-    def _writers_kept_out(self) -> Iterator[None]:
-        """Holds the write lock of the live database, where it is one. Raises sqlite3.OperationalError if busy."""
-        if not os.path.lexists(self._live):
-            yield
+    def _writers_kept_out(self) -> Iterator[bool]:
+        """Holds the write lock of the live database, where it is one. Gives whether all of it is in the main file.
+        Raises sqlite3.OperationalError when others do not let go of the lock."""
+        if not os.path.lexists(self._live) or _is_damaged(self._live):
+            yield False
             return
-        with closing(connect(self._live, "rw", timeout=self._timeout)) as live:
-            try:
-                live.execute("BEGIN IMMEDIATE")
-            except sqlite3.DatabaseError as error:
-                if code_of(error) not in DAMAGED:
-                    raise
-            yield
+        with closing(connect(self._live, "rw")) as live:
+            _begin(live, self._timeout)
+            yield pragma(live, "journal_mode") != "wal"
 
     # After a crash
 
@@ -387,6 +377,52 @@ def _copy(
             between()
 
     source.backup(target, pages=pages, progress=progress)
+
+
+def _begin(database: sqlite3.Connection, timeout: float) -> None:
+    """Takes the write lock. A writer whom a reader holds up has it nearly all the time, and lets go for an instant
+    before it tries again; SQLite's own waiting, which sleeps for up to a tenth of a second, would miss that."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if code_of(error) not in BUSY or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+        time.sleep(0.001)
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether SQLite cannot even begin to read a database. A connection that may write would apply the log to such
+    a file, or delete it; one that only reads leaves all as it is."""
+    try:
+        with closing(connect(path, "ro")) as database:
+            pragma(database, "schema_version")
+    except sqlite3.DatabaseError as error:
+        return code_of(error) in DAMAGED
+    return False
+
+
+def _rename(main: Path, to: Path) -> None:
+    """The main file comes last: a database is found whole or not at all."""
+    for suffix in _SUFFIXES:
+        with suppress(FileNotFoundError):
+            os.rename(f"{main}{suffix}", f"{to}{suffix}")
+
+
+def _unlink(path: str | Path) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    """Whether both are there, and are the same file under two names."""
+    try:
+        return os.path.samefile(one, other)
+    except FileNotFoundError:
+        return False
 
 
 def _take_on(path: Path, attributes: Attributes) -> None:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 from holdfast.errors import RestoreError
 from holdfast.sources._attributes import Attributes, AttributeWriter
 from holdfast.sources._directories import READ_DIRECTORY, shown
-from holdfast.transaction import is_place_name, list_some, open_place, remove_place, restoring
+from holdfast.transaction import Swap, is_place_name, list_some, open_place, remove_place, restoring
 
 STAGED = "staged"
 """Where in a private place that is put which is to go live, under the names it will have there."""
@@ -141,7 +141,7 @@ class RenameSwap:
                 os.rmdir(self.old.directory, dir_fd=ground.place)
                 os.fsync(ground.place)
 
-    def reversed(self) -> RenameSwap:
+    def reversed(self) -> Swap:
         """See `Swap.reversed`. Raises RestoreError where the kept state is gone."""
         self.settle()
         with _Ground.opened(self.place) as ground:

@@ -70,7 +70,7 @@ def write_tree(
         with restoring(f"cannot write {shown(writer.path)}"):
             raise
     except (ValueError, OverflowError) as error:
-        raise HostileBackup(f"{ascii(writer.path)} cannot be: {error}") from error
+        raise HostileBackup(f"{writer.path!a} cannot be: {error}") from error
     except sqlite3.Error as error:
         raise RestoreError(
             f"cannot keep the list of directories in {tempfile.gettempdir()}: {error}",
@@ -263,11 +263,11 @@ class _Tree:
         root = path
         while root not in self._spots:
             if not root:
-                raise HostileBackup(f"{ascii(path)} is in no directory of the backup")
+                raise HostileBackup(f"{path!a} is in no directory of the backup")
             root = root.rpartition("/")[0]
         below = path[len(root) + 1 :].split("/") if path != root else []
         if not _NO_NAMES.isdisjoint(below):
-            raise HostileBackup(f"{ascii(path)} is no path that a backup has")
+            raise HostileBackup(f"{path!a} is no path that a backup has")
         directory, names = self._spots[root]
         return directory, [*names, *below]
 
@@ -276,7 +276,11 @@ class _Tree:
             self.close()
             self._top = top
         # At most OPEN_DIRECTORIES are held, the shallowest, and the last one.
-        common = min(len(os.path.commonprefix([names, self._names])), OPEN_DIRECTORIES)
+        common = 0
+        for name, held in zip(names[:OPEN_DIRECTORIES], self._names, strict=False):
+            if name != held:
+                break
+            common += 1
         while len(self._open) > common:
             os.close(self._open.pop())
         self._names = names[:common]
@@ -290,7 +294,7 @@ class _Tree:
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise
-                raise HostileBackup(f"{ascii(path)} is in no directory of the backup") from error
+                raise HostileBackup(f"{path!a} is in no directory of the backup") from error
             if len(self._open) > OPEN_DIRECTORIES:
                 os.close(self._open.pop())
             self._open.append(descriptor)
@@ -299,9 +303,9 @@ class _Tree:
 
 
 def _attributes(row: list[Any]) -> Attributes:
-    *numbers, xattrs = row
+    mode, uid, gid, mtime_ns, xattrs = row
     decoded = {name: bytes.fromhex(value) for name, value in json.loads(xattrs).items()} if xattrs else None
-    return Attributes(*numbers, decoded)
+    return Attributes(mode, uid, gid, mtime_ns, decoded)
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:

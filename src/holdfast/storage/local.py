@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from isal import isal_zlib
+
 from holdfast.durable import explained, file_lock, free_bytes, replace_file, sync_directory
 from holdfast.errors import StorageError
 
@@ -115,7 +117,11 @@ class FlatStorage(LocalStorage):
 
 
 class LocalUpload:
-    """Implements `holdfast.storage.base.Upload`."""
+    """Implements `holdfast.storage.base.Upload`.
+
+    The checksum is that of the bytes as they are read back, a step behind the writing, so that nothing is left to
+    do at the end; that they are the bytes which were written, their CRC-32 tells.
+    """
 
     def __init__(self, partial: Path, target: Path, *, replace: bool = False) -> None:
         self.size = 0
@@ -123,23 +129,31 @@ class LocalUpload:
         self._target = target
         self._replace = replace
         self._fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._written = hashlib.sha256()
+        self._written = 0
+        self._seen = 0
+        self._seen_size = 0
+        self._checksum = hashlib.sha256()
+        self._buffer = memoryview(bytearray(_READ_BACK))
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data).cast("B")
-        self._written.update(view)
+        self._written = isal_zlib.crc32(view, self._written)
         done = 0
         with explained(f"cannot write {self._partial}"):
             while done < len(view):
-                done += os.write(self._fd, view[done:])
-        self.size += done
+                done += os.pwrite(self._fd, view[done:], self.size + done)
+            self.size += done
+            while self.size - self._seen_size >= _READ_BACK:
+                self._read_back()
         return done
 
     def publish(self) -> str:
         try:
             with explained(f"cannot write {self._target}"):
                 os.fsync(self._fd)
-                checksum = self._read_back()
+                while self._read_back():
+                    pass
+                self._compare()
                 if self._replace:
                     self._partial.replace(self._target)
                 else:
@@ -149,7 +163,7 @@ class LocalUpload:
                 sync_directory(self._target.parent)
         finally:
             self.abort()
-        return checksum
+        return self._checksum.hexdigest()
 
     def abort(self) -> None:
         if self._fd >= 0:
@@ -157,20 +171,21 @@ class LocalUpload:
             self._fd = -1
             self._partial.unlink(missing_ok=True)
 
-    def _read_back(self) -> str:
-        seen = hashlib.sha256()
-        buffer = bytearray(_READ_BACK)
-        size = 0
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        while count := os.readv(self._fd, [buffer]):
-            seen.update(memoryview(buffer)[:count])
-            size += count
-        if size != self.size or seen.digest() != self._written.digest():
+    def _read_back(self) -> int:
+        count = os.preadv(self._fd, [self._buffer], self._seen_size)
+        piece = self._buffer[:count]
+        self._checksum.update(piece)
+        self._seen = isal_zlib.crc32(piece, self._seen)
+        self._seen_size += count
+        return count
+
+    def _compare(self) -> None:
+        if self._seen_size != self.size or self._seen != self._written:
             raise StorageError(
-                f"{self._target.name}: read back {size} bytes that are not the {self.size} that were written",
+                f"{self._target.name}: what was read back ({self._seen_size} bytes) is not what was written "
+                f"({self.size} bytes)",
                 hint="Suspect the disk or the memory of this machine before you trust either again.",
             )
-        return seen.hexdigest()
 
 
 class LocalFile:

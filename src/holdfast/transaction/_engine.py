@@ -207,6 +207,7 @@ def _resolve(journal: Journal, kinds: Kinds) -> Recovery:
     """Moves every record on until it is kept or gone."""
     messages: list[str] = []
     warnings: list[str] = []
+    left_over = journal.in_phase(Phase.DISCARDING)
     for record in journal.in_phase(Phase.STAGING, Phase.APPLYING):
         messages.append(f"The {_name(record)} was cut short {_CUT_SHORT[record.phase]}.")
         _revert(_revive(journal, record, kinds))
@@ -216,12 +217,12 @@ def _resolve(journal: Journal, kinds: Kinds) -> Recovery:
         if record.swaps:
             journal.write()
     for record in journal.in_phase(Phase.COMMITTED):
-        messages.append(f"The {_name(record)} had been done; its left-overs are cleaned up.")
         with _as_warning(warnings):
             for swap in _revive(journal, record, kinds):
                 swap.settle()
             record.phase = Phase.KEPT
             journal.write()
+            messages.append(f"The {_name(record)} had been done, and is now cleaned up after.")
     for record in journal.in_phase(Phase.DISCARDING):
         with _as_warning(warnings):
             for swap in _revive(journal, record, kinds):
@@ -230,6 +231,8 @@ def _resolve(journal: Journal, kinds: Kinds) -> Recovery:
                 remove_place(Path(place))
             journal.records.remove(record)
             journal.write()
+            if record in left_over:
+                messages.append(f"What was left of the {_name(record)} is removed.")
     return Recovery(" ".join(messages), tuple(warnings))
 
 

@@ -78,7 +78,7 @@ class Journal:
         with explained(f"cannot use {state_dir}"):
             state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_private(state_dir, state_dir.lstat(), stat.S_ISDIR)
-        with file_lock(state_dir / _LOCK, what="a restore"):
+        with file_lock(state_dir / _LOCK, what=str(state_dir)):
             for leftover in state_dir.glob(f".{NAME}.*.tmp"):
                 leftover.unlink()
             yield cls(state_dir)

@@ -17,8 +17,11 @@ class Swap(Protocol):
 
     kind: ClassVar[str]
     """Its name in a journal."""
-    note: str
-    """What a person should know about how it was applied; mostly empty."""
+
+    @property
+    def note(self) -> str:
+        """What a person should know about how it was applied; mostly empty."""
+        ...
 
     def to_journal(self) -> dict[str, Any]:
         """All that `from_journal` needs in a process to come. JSON, no secrets."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from holdfast.errors import CorruptBackup, HostileBackup
@@ -40,7 +41,7 @@ class StoredArchive:
         self.metadata = metadata
         self._levels = levels
         self._last: Located | None = None
-        for below, above in zip(levels, levels[1:], strict=False):
+        for below, above in pairwise(levels):
             if (above.header.parent, above.header.parent_manifest) != (
                 below.header.id,
                 below.manifest_digest,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 
+from blake3 import blake3
 from isal import igzip
 
 from holdfast.durable import private_file
@@ -77,7 +77,7 @@ def rebuild(state: LocalState, stored: StoredArchive) -> None:
                 parts = PartsWriter()
                 offset = 0
                 for chunk in chunks(stored.read(entry)):
-                    parts.data(offset, len(chunk), hashlib.sha256(chunk).hexdigest())
+                    parts.data(offset, len(chunk), blake3(chunk).hexdigest())
                     offset += len(chunk)
                 spool.write(manifest.entry_line(entry, None, parts.finish()))
                 spool.writelines(parts.drain())

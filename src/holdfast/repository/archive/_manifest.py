@@ -82,7 +82,7 @@ class Part(NamedTuple):
     offset: int
     length: int
     chunks: list[tuple[int, str]]
-    """Length and SHA-256 of each chunk; empty for a copy."""
+    """Length and BLAKE3 of each chunk; empty for a copy."""
 
 
 def header_line(header: Header) -> bytes:

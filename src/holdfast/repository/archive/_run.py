@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import IO
 
+from blake3 import blake3
+
 from holdfast.crypto import Recipient, SealingWriter
 from holdfast.durable import private_file
 from holdfast.errors import RepositoryError, SizeLimitExceeded, SourceChanged
@@ -190,7 +192,7 @@ class ArchiveRun:
         whole = hashlib.sha256()
         try:
             for chunk in chunks(stream):
-                parts.data(self._gzip.raw_size, len(chunk), hashlib.sha256(chunk).hexdigest())
+                parts.data(self._gzip.raw_size, len(chunk), blake3(chunk).hexdigest())
                 whole.update(chunk)
                 self._gzip.write(chunk)
         finally:
@@ -214,7 +216,7 @@ class ArchiveRun:
         size = 0
         piece = _Piece(self._gzip, entry, name)
         for chunk in chunks(stream):
-            digest = hashlib.sha256(chunk)
+            digest = blake3(chunk)
             whole.update(chunk)
             held = table.find(digest.digest()) if table is not None else None
             if held is None:

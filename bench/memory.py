@@ -1,0 +1,91 @@
+"""Whether memory grows with the size of a file, or with the number of files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from bench.measure import Contender, Row, in_turns
+from bench.programs import Holdfast, Peers
+from bench.report import Goal, Result, Table
+from bench.workspace import Workspace, make_data
+
+LIMIT = 250_000_000
+"""Bytes that no command may hold, a passphrase's derivation apart."""
+
+_SAME = 0.1  # of the smaller: what two runs of the same work differ by
+
+
+def memory(space: Workspace, peers: Peers, runs: int, names: Collection[str]) -> Result:
+    """A file of 1 GB and one of 10 GB; 1,000 files and 1,000,000 files."""
+    sizes = [max(1e-3, size * space.scale) for size in (1, 10)]
+    counts = [max(10, round(count * space.scale)) for count in (1_000, 1_000_000)]
+    big = [
+        _measure(space, f"a file of {size:g} GB", lambda top, size=size: _big(top, size), _grow)
+        for size in sizes
+    ]
+    many = [
+        _measure(space, f"{count:,} files", lambda top, count=count: _many(top, count), lambda top: None)
+        for count in counts
+    ]
+    goals = [goal for pair in (big, many) for goal in _same(*pair)]
+    return Result("memory", [*big, *many], goals)
+
+
+def _measure(
+    space: Workspace, what: str, make: Callable[[Path], None], change: Callable[[Path], None]
+) -> Table:
+    service = space.fresh("service")
+    make(service / "models")
+    holdfast = Holdfast(service, space.fresh("holdfast"), encrypt=True)
+    target = space.path("restored")
+
+    def one(name: str, *arguments: str) -> Row:
+        return in_turns(1, [Contender(name, lambda: holdfast.run(*arguments))])[0]
+
+    rows = in_turns(1, [Contender("backup", holdfast.models)])
+    rows.append(one("verify --deep", "verify", "latest", "--deep"))
+    rows.append(one("restore --target", "restore", "latest", "--target", str(target)))
+    shutil.rmtree(target)
+    rows.append(one("restore --confirm", "restore", "latest", "--confirm"))
+    holdfast.run("undo", "--discard")
+    change(service / "models")
+    rows += in_turns(1, [Contender("incremental", lambda: holdfast.models("--incremental"))])
+    space.clear()
+    return Table(what, rows)
+
+
+def _same(small: Table, large: Table) -> Iterable[Goal]:
+    for few, many in zip(small.rows, large.rows, strict=True):
+        difference = many.rss - few.rss
+        yield Goal(
+            f"{few.name}: as much memory for {large.title} as for {small.title}",
+            f"{few.rss / 1e6:.1f} and {many.rss / 1e6:.1f} MB, {difference / 1e6:+.1f} MB",
+            difference <= _SAME * few.rss,
+        )
+
+
+def _big(directory: Path, gigabytes: float) -> None:
+    make_data("big", directory, "--gigabytes", str(gigabytes))
+
+
+def _grow(directory: Path) -> None:
+    """A few bytes in the middle and a few at the end."""
+    with (directory / "big.bin").open("r+b") as file:
+        file.seek(file.seek(0, os.SEEK_END) // 2)
+        file.write(b"a few changed bytes")
+        file.seek(0, os.SEEK_END)
+        file.write(b"a few more bytes")
+
+
+def _many(directory: Path, count: int) -> None:
+    """Every second file is empty, the others nearly so; in 1,000 directories."""
+    folders = min(1_000, count)
+    for number in range(folders):
+        folder = directory / f"{number:04d}"
+        folder.mkdir(parents=True)
+        for index in range(number, count, folders):
+            with open(folder / f"{index:07d}", "xb") as file:
+                file.write(b"%d" % index if index % 2 else b"")
