@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from bench.measure import Contender, Sample, in_turns
@@ -59,7 +60,7 @@ def _day(space: Workspace, peers: Peers) -> Table:
         kind = Restic if name == "restic" else Borg
         peer = kind(peers.programs[name], space.fresh(name))
         peer.backup(service)
-        contenders.append(Contender(name, lambda peer=peer: peer.backup(service), is_peer=True))
+        contenders.append(Contender(name, partial(peer.backup, service), is_peer=True))
     make_data("day", service)
     warm(service)
     return Table(

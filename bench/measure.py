@@ -86,7 +86,7 @@ def run(*pipeline: Sequence[str], cwd: Path, env: Mapping[str, str], sink: Path 
 
 
 def _busy_seconds() -> float | None:
-    """Seconds that the machine's cores have worked since it started; proc_stat(5). None where there is no such file."""
+    """Seconds that the cores have worked since the machine started; proc_stat(5). None where that is not told."""
     try:
         with open("/proc/stat") as file:
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])

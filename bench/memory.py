@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 
 from bench.measure import Contender, Row, in_turns
@@ -22,14 +23,8 @@ def memory(space: Workspace, peers: Peers, runs: int, names: Collection[str]) ->
     """A file of 1 GB and one of 10 GB; 1,000 files and 1,000,000 files."""
     sizes = [max(1e-3, size * space.scale) for size in (1, 10)]
     counts = [max(10, round(count * space.scale)) for count in (1_000, 1_000_000)]
-    big = [
-        _measure(space, f"a file of {size:g} GB", lambda top, size=size: _big(top, size), _grow)
-        for size in sizes
-    ]
-    many = [
-        _measure(space, f"{count:,} files", lambda top, count=count: _many(top, count), lambda top: None)
-        for count in counts
-    ]
+    big = [_measure(space, f"a file of {size:g} GB", partial(_big, size), _grow) for size in sizes]
+    many = [_measure(space, f"{count:,} files", partial(_many, count), _leave) for count in counts]
     goals = [goal for pair in (big, many) for goal in _same(*pair)]
     return Result("memory", [*big, *many], goals)
 
@@ -67,7 +62,7 @@ def _same(small: Table, large: Table) -> Iterable[Goal]:
         )
 
 
-def _big(directory: Path, gigabytes: float) -> None:
+def _big(gigabytes: float, directory: Path) -> None:
     make_data("big", directory, "--gigabytes", str(gigabytes))
 
 
@@ -80,7 +75,7 @@ def _grow(directory: Path) -> None:
         file.write(b"a few more bytes")
 
 
-def _many(directory: Path, count: int) -> None:
+def _many(count: int, directory: Path) -> None:
     """Every second file is empty, the others nearly so; in 1,000 directories."""
     folders = min(1_000, count)
     for number in range(folders):
@@ -89,3 +84,7 @@ def _many(directory: Path, count: int) -> None:
         for index in range(number, count, folders):
             with open(folder / f"{index:07d}", "xb") as file:
                 file.write(b"%d" % index if index % 2 else b"")
+
+
+def _leave(directory: Path) -> None:
+    """Changes nothing."""

@@ -46,7 +46,7 @@ class Table:
 
 
 def _ratio(row: Row, peer: Row) -> str:
-    return f"{peer.wall / row.wall:.2f}× (CPU {peer.cpu / row.cpu:.2f}×)"
+    return f"{peer.wall / row.wall:.2f}x (CPU {peer.cpu / row.cpu:.2f}x)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ class Goal:
 
 def speed_goal(table: Table, name: str, peer: str, factor: float = 1) -> Goal:
     """`name` takes at most 1/`factor` of the time of `peer`."""
-    text = f"{name}: at least {factor:g}× as fast as {peer}"
+    text = f"{name}: at least {factor:g}x as fast as {peer}"
     mine, theirs = table.row(name), table.row(peer)
     if mine is None or theirs is None:
         return Goal(text, f"{peer} is missing", None)
     ratio = theirs.wall / mine.wall
-    return Goal(text, f"{ratio:.2f}× (CPU {theirs.cpu / mine.cpu:.2f}×)", ratio >= factor)
+    return Goal(text, f"{ratio:.2f}x (CPU {theirs.cpu / mine.cpu:.2f}x)", ratio >= factor)
 
 
 def size_goal(table: Table, name: str, peer: str) -> Goal:

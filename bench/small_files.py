@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 from bench.checks import same_tree
 from bench.measure import Contender, Sample, in_turns
@@ -47,7 +48,7 @@ def small_files(space: Workspace, peers: Peers, runs: int, names: Collection[str
         unpacking.append(
             Contender(_TAR, lambda: peers.extract(archive, space.fresh("unpacked")), is_peer=True)
         )
-    # Their repositories are made by the first table, added to by the second and read by the third.
+    # The first table makes their repositories, the others use them.
     others: dict[str, Restic | Borg] = {}
 
     def first(name: str) -> Sample:
@@ -55,16 +56,15 @@ def small_files(space: Workspace, peers: Peers, runs: int, names: Collection[str
         others[name] = kind(peers.programs[name], space.fresh(name))
         return others[name].backup(service)
 
+    def second(name: str) -> Sample:
+        return others[name].backup(service)
+
+    def back(name: str) -> Sample:
+        return others[name].restore(space.fresh("unpacked"))
+
     for name in filter(peers.have, ("restic", "borg")):
-        packing.append(Contender(name, lambda name=name: first(name), is_peer=True, once=True))
-        repeating.append(
-            Contender(name, lambda name=name: others[name].backup(service), is_peer=True, once=True)
-        )
-        unpacking.append(
-            Contender(
-                name, lambda name=name: others[name].restore(space.fresh("unpacked")), is_peer=True, once=True
-            )
-        )
+        for contenders, measure in ((packing, first), (repeating, second), (unpacking, back)):
+            contenders.append(Contender(name, partial(measure, name), is_peer=True, once=True))
 
     full = Table(f"full backup of {count:,} files, {size_of(service) / 1e6:,.0f} MB", in_turns(runs, packing))
     warm(space.path("level-6"))

@@ -22,7 +22,7 @@ import sys
 import tarfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import accumulate
 from pathlib import Path
@@ -130,10 +130,15 @@ def _decrypted(path: Path, key: Path | None, scratch: Path) -> bytes:
     subprocess.run([str(AGE), "-d", "-i", str(key), "-o", str(plain), str(path)], check=True, timeout=60)
     content = plain.read_bytes()
     # The payload's layout, as the page has it: it is what reading at an offset rests on.
-    payload = len(sealed) - (sealed.index(b"\n", sealed.index(b"\n---") + 1) + 1) - 16
+    payload = len(sealed) - _header_length(sealed) - 16
     chunks = -(-payload // 65552)
     assert payload - 16 * chunks == len(content)
     return content
+
+
+def _header_length(sealed: bytes) -> int:
+    """Bytes of the age header, the line feed after its MAC included."""
+    return sealed.index(b"\n", sealed.index(b"\n---") + 1) + 1
 
 
 def open_chain(directory: Path, backup_id: str, key: Path | None, scratch: Path) -> list[Archive]:
@@ -179,7 +184,8 @@ def _merge(archive: Archive, below: Entries, lines: list[dict[str, Any]]) -> Ent
     for line in cursor:
         path = line["path"]
         assert PATH.fullmatch(path)
-        assert (order := path.replace("/", "\0")) > last
+        order = path.replace("/", "\0")
+        assert order > last
         last = order
         if line["kind"] == "deleted":
             dropped |= {known for known in below if f"{known}/".startswith(f"{path}/")}
@@ -197,7 +203,7 @@ def _content(
         return []
     if "offset" in line:
         return [Stretch(archive, line["offset"], line["size"])]
-    found = []
+    found: list[Stretch] = []
     for part in parts:
         if "copy" in part:
             assert below is not None
@@ -402,35 +408,29 @@ def _rows(database: Path) -> list[tuple[Any, ...]]:
 
 
 def _facts(directory: Path) -> dict[bytes, tuple[Any, ...]]:
-    """What a restore must bring back of the files components; which names share a file, too."""
-    facts: dict[bytes, tuple[Any, ...]] = {}
-    first: dict[int, bytes] = {}
-    roots = [b"models", b"logs", b"service.yaml"]
+    """What a restore must bring back of the files, by path; which names share a file, too."""
     top = os.fsencode(directory)
-    for root in roots:
+    paths = [os.path.join(top, b"service.yaml")]
+    for root in (b"models", b"logs"):
         for above, directories, files in os.walk(os.path.join(top, root)):
-            for name in [b"", *directories, *files]:
-                _fact(os.path.join(above, name).rstrip(b"/"), top, facts, first)
-        if os.path.lexists(os.path.join(top, root)):
-            _fact(os.path.join(top, root), top, facts, first)
-    return facts
+            paths += [above, *(os.path.join(above, name) for name in (*directories, *files))]
+    first: dict[int, bytes] = {}
+    return {os.path.relpath(path, top): _fact(path, first) for path in sorted(set(paths))}
 
 
-def _fact(path: bytes, top: bytes, facts: dict[bytes, tuple[Any, ...]], first: dict[int, bytes]) -> None:
+def _fact(path: bytes, first: dict[int, bytes]) -> tuple[Any, ...]:
     status = os.lstat(path)
-    name = os.path.relpath(path, top)
-    content: bytes | str = b""
+    content = shared = b""
+    xattrs = {}
     if stat.S_ISLNK(status.st_mode):
         content = os.readlink(path)
-    elif stat.S_ISREG(status.st_mode):
-        with open(path, "rb") as file:
-            content = hashlib.sha256(file.read()).hexdigest()
-    shared = min(first.setdefault(status.st_ino, name), name) if status.st_nlink > 1 and content else b""
-    first[status.st_ino] = shared or name
-    xattrs = {}
-    if hasattr(os, "listxattr") and not stat.S_ISLNK(status.st_mode):
+    elif hasattr(os, "listxattr"):
         xattrs = {key: os.getxattr(path, key) for key in os.listxattr(path) if key.startswith("user.")}
-    facts[name] = (status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, content, status.st_nlink > 1, xattrs)
+    if stat.S_ISREG(status.st_mode):
+        with open(path, "rb") as file:
+            content = hashlib.sha256(file.read()).digest()
+        shared = os.path.basename(first.setdefault(status.st_ino, path))
+    return status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, content, shared, xattrs
 
 
 @pytest.fixture(params=[True, False], ids=["encrypted", "plain"])
@@ -637,9 +637,8 @@ def test_a_rotated_key_leaves_all_but_the_age_header_as_it_was(tmp_path: Path) -
     (after,) = service.chain(before.header["id"])
     rotated = after.path.read_bytes()
     assert (after.gzip, after.metadata["signature"]) == (before.gzip, before.metadata["signature"])
-    end_of_header: Callable[[bytes], int] = lambda data: data.index(b"\n", data.index(b"\n---") + 1)
-    assert stored[end_of_header(stored) :] == rotated[end_of_header(rotated) :]
     assert stored != rotated
+    assert stored[_header_length(stored) :] == rotated[_header_length(rotated) :]
 
 
 def test_the_metadata_begins_with_the_eight_fields_and_leaves_out_what_is_empty(plain: Service) -> None:

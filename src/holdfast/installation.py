@@ -143,9 +143,7 @@ class Installation:
                 create_parents=create_parents,
             )
         if record.kind == "files":
-            return FilesTarget(
-                {root: self._path(record, root) for root in record.roots}, never=self._never()
-            )
+            return FilesTarget({root: self._path(record, root) for root in record.roots}, never=self._never())
         raise RestoreError(
             f"{record.component} {record.name} is {record.kind}, which this version cannot restore",
             hint="Restore it with a newer Holdfast: `holdfast --version` shows yours.",

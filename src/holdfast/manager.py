@@ -9,7 +9,8 @@ from pathlib import Path
 from holdfast.clock import Clock, system_clock
 from holdfast.config import BackupConfig
 from holdfast.errors import BackupNotFound, CorruptBackup, RepositoryError, UsageError
-from holdfast.events import Emit, ignore
+from holdfast.eventlog import log
+from holdfast.events import Emit
 from holdfast.installation import Installation
 from holdfast.jobs.backup import backup
 from holdfast.jobs.expire import expire
@@ -47,10 +48,11 @@ class BackupManager:
         config: BackupConfig | None = None,
         *,
         root: Path | None = None,
-        emit: Emit = ignore,
+        emit: Emit = log,
         clock: Clock = system_clock,
     ) -> None:
-        """`config`, where given, wins over the environment and ``holdfast.toml``."""
+        """`config`, where given, wins over the environment and ``holdfast.toml``. `emit` is told what happens; by
+        default it goes to the logger ``holdfast``."""
         self.config = config
         self._root = root
         self._emit = emit

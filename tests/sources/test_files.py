@@ -126,11 +126,12 @@ def test_hard_links_across_roots_of_one_source_are_found(tmp_path: Path) -> None
 
 
 def linked(tmp_path: Path) -> Path:
-    """A directory in which ``b`` is another name of ``a``."""
+    """A directory in which ``b`` and ``c`` are further names of ``a``."""
     models = tmp_path / "models"
     models.mkdir()
     (models / "a").write_bytes(b"old")
     os.link(models / "a", models / "b")
+    os.link(models / "a", models / "c")
     return models
 
 
@@ -141,9 +142,10 @@ def test_a_second_name_stands_for_itself_when_the_first_is_gone_once_opened(tmp_
     (models / "a").unlink()
     with pytest.raises(SourceMissing):
         first.open()
-    second = next(items)
+    second, third = items
     assert second.entry.kind == "file"
     assert content_of(second.open()[1]) == b"old"
+    assert third.entry.target == "files/models/b"
 
 
 def test_a_second_name_stands_for_itself_when_the_first_was_replaced_once_opened(tmp_path: Path) -> None:
@@ -153,9 +155,10 @@ def test_a_second_name_stands_for_itself_when_the_first_was_replaced_once_opened
     first = list(islice(items, 2))[1]
     (tmp_path / "new").rename(models / "a")
     assert content_of(first.open()[1]) == b"new"
-    second = next(items)
+    second, third = items
     assert second.entry.kind == "file"
     assert content_of(second.open()[1]) == b"old"
+    assert third.entry.target == "files/models/b"
 
 
 def test_a_hard_link_that_became_a_file_of_its_own_comes_as_a_file(tmp_path: Path) -> None:

@@ -103,7 +103,13 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(1, 1))
 
 
-CHANGES: list[Callable[[Path], None]] = [append, truncate, overwrite, touch]
+def overwrite_and_pretend(path: Path) -> None:
+    status = path.stat()
+    overwrite(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+CHANGES: list[Callable[[Path], None]] = [append, truncate, overwrite, touch, overwrite_and_pretend]
 
 
 @pytest.mark.parametrize("component", ["models", "config"])
@@ -134,6 +140,18 @@ def test_a_small_file_that_changes_while_it_is_read_is_an_error(
     _, item = item_of(tmp_path, bytes(100), clock=changing_clock)
     with pytest.raises(SourceChanged, match=f"{path} changed while it was read"):
         item.open()
+
+
+def test_a_log_that_shrinks_after_its_last_byte_was_read_is_an_error(tmp_path: Path) -> None:
+    path, item = item_of(tmp_path, bytes(LARGE), "logs")
+    opened = item.open()[1]
+    assert opened is not None
+    assert opened.stream is not None
+    for _ in range(4):
+        next(opened.stream)
+    truncate(path)
+    with pytest.raises(SourceChanged):
+        next(opened.stream)
 
 
 @pytest.mark.parametrize("component", ["config", "logs"])
@@ -281,6 +299,16 @@ def test_a_file_that_became_something_else_is_never_read(
     path, item = item_of(tmp_path, b"x")
     path.unlink()
     replace(path)
+    with pytest.raises(SourceChanged, match=f"{path} became something else"):
+        item.open()
+
+
+def test_a_directory_that_became_a_link_to_another_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "models" / "x"
+    path.mkdir(parents=True)
+    item = item_at(files_source(tmp_path), "files/models/x")
+    path.rename(tmp_path / "away")
+    path.symlink_to(tmp_path / "away")
     with pytest.raises(SourceChanged, match=f"{path} became something else"):
         item.open()
 

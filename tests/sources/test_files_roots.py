@@ -131,6 +131,13 @@ def test_a_root_that_is_a_link_into_another_root_is_kept_as_the_link_it_is(tmp_p
     ]
 
 
+def test_a_root_that_another_one_holds_by_a_way_without_links_is_not_read_twice(tmp_path: Path) -> None:
+    make(tmp_path, "models/v1/m")
+    (tmp_path / "link").symlink_to("models")
+    source = files_source(tmp_path, ["link/v1", "models"])
+    assert paths_of(source) == ["files/models", "files/models/v1", "files/models/v1/m"]
+
+
 def test_a_root_beyond_a_link_in_another_root_goes_by_its_real_path(tmp_path: Path) -> None:
     make(tmp_path, "service/data/x", "big/models/m", "big/other")
     (tmp_path / "service" / "data" / "big").symlink_to(tmp_path / "big")

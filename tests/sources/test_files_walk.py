@@ -16,7 +16,6 @@ from holdfast.errors import SourceChanged, SourceMissing, SourceUnreadable
 from holdfast.events import ignore
 from holdfast.model import order_key
 from holdfast.sources import _walk
-from holdfast.sources._directories import OPEN_DIRECTORIES
 from holdfast.sources._spill import Spill
 from sources.files_source import (
     bound_by_permissions,
@@ -134,6 +133,30 @@ def test_memory_does_not_grow_with_what_is_nested(tmp_path: Path, monkeypatch: p
     assert sum(held) == 10 * 5 - 1 - 10  # the first two levels, five names each, stay in memory
 
 
+def test_directories_beside_one_another_share_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for directory in range(10):
+        (tmp_path / "small" / str(directory)).mkdir(parents=True)
+        (tmp_path / "large" / str(directory)).mkdir(parents=True)
+        for number in range(8):
+            (tmp_path / "small" / str(directory) / str(number)).touch()
+            (tmp_path / "large" / str(directory) / str(number)).touch()
+            (tmp_path / "large" / str(directory) / f"{number:020}").touch()
+    monkeypatch.setattr(_walk, "NAMES_IN_MEMORY", 18)
+    ends = []
+    write = Spill.write
+
+    def counted(spill: Spill, run: list[str]) -> Iterator[str]:
+        names = write(spill, run)
+        ends.append(spill.end)
+        return names
+
+    monkeypatch.setattr(Spill, "write", counted)
+    assert len(paths_of(files_source(tmp_path, ["small"]))) == 91
+    assert ends == []
+    assert len(paths_of(files_source(tmp_path, ["large"]))) == 171
+    assert ends == [8 * (2 + 21)] * 10
+
+
 DEPTH = 3000
 
 
@@ -167,7 +190,7 @@ def test_a_tree_of_any_depth_is_read_with_few_descriptors(deep: Path) -> None:
         if number % 100 == 0:
             most = max(most, open_descriptors() - before)
     assert depths == list(range(DEPTH + 1, 1, -1))
-    assert most <= OPEN_DIRECTORIES + 2
+    assert most < 40
     del item
     assert open_descriptors() == before
 

@@ -176,7 +176,7 @@ def test_no_write_is_lost_either_where_the_file_is_replaced(tmp_path: Path) -> N
         swap.apply()
         wait_for_more(log)
     assert swap.note
-    before, after = numbers(Path(swap.to_journal()["place"], "1/moved.db")), numbers(live)
+    before, after = numbers(Path(swap.to_journal()["place"], "1/moved/database.db")), numbers(live)
     assert committed(log) == before | after
     assert not before & after
 

@@ -11,10 +11,14 @@ from holdfast.cli._terminal import human_size, human_time, print_json, print_tab
 from holdfast.errors import EXIT_FAILED, EXIT_WARNINGS
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Id = Annotated[str, typer.Argument(metavar="ID", help="latest, an id, the start of one, or the path of an archive.")]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="latest, an id, the start of one, or the path of an archive.")
+]
 Components = Annotated[
     list[str] | None,
-    typer.Option("--component", metavar="NAME", help="database, models, config or logs. Repeat it for several."),
+    typer.Option(
+        "--component", metavar="NAME", help="database, models, config or logs. Repeat it for several."
+    ),
 ]
 
 
@@ -51,7 +55,10 @@ def backup(
                 ("backup", metadata.backup_id),
                 ("components", ", ".join(metadata.components)),
                 ("entries", f"{metadata.entries:,}"),
-                ("content", f"{human_size(metadata.source_bytes)}, {human_size(report.bytes_read)} of it read"),
+                (
+                    "content",
+                    f"{human_size(metadata.source_bytes)}, {human_size(report.bytes_read)} of it read",
+                ),
                 ("archive", f"{human_size(metadata.size_bytes)} ({ratio:.0%})"),
                 ("encrypted", "yes" if metadata.encrypted else "NO"),
                 ("took", human_time(metadata.duration_seconds)),
@@ -164,7 +171,8 @@ def ls(
 
 def verify(
     backup_id: Annotated[
-        str, typer.Argument(metavar="[ID]", help="latest, an id, the start of one, or the path of an archive.")
+        str,
+        typer.Argument(metavar="[ID]", help="latest, an id, the start of one, or the path of an archive."),
     ] = "latest",
     all_: Annotated[bool, typer.Option("--all", help="Every backup there is.")] = False,
     deep: Annotated[
@@ -186,7 +194,11 @@ def verify(
         if as_json:
             print_json(
                 [
-                    {"backup_id": verdict.metadata.backup_id, "good": not verdict.error, "error": verdict.error}
+                    {
+                        "backup_id": verdict.metadata.backup_id,
+                        "good": not verdict.error,
+                        "error": verdict.error,
+                    }
                     for verdict in verdicts
                 ]
             )

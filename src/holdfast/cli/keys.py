@@ -28,7 +28,9 @@ def new(
             print_json({"file": str(path.absolute()), "recipient": recipient})
             return
         print(recipient)
-        say(f"The key is in {path.absolute()}. Losing it loses the backups: keep a copy elsewhere, or on paper")
+        say(
+            f"The key is in {path.absolute()}. Losing it loses the backups: keep a copy elsewhere, or on paper"
+        )
         say("(`holdfast key sheet`). The line above is its public part: a host that has only that, as its")
         say("ENCRYPTION_KEY, can make backups and cannot read them.")
 

@@ -52,7 +52,10 @@ def check(as_json: Json = False) -> None:
         findings = run(installation)
         if as_json:
             print_json(
-                [{"subject": found.subject, "state": found.state, "detail": found.detail} for found in findings]
+                [
+                    {"subject": found.subject, "state": found.state, "detail": found.detail}
+                    for found in findings
+                ]
             )
         else:
             print_table(("", "", ""), [(found.state, found.subject, found.detail) for found in findings])
@@ -66,7 +69,8 @@ def check(as_json: Json = False) -> None:
 def export(
     backup_id: Id,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="By default <id>.tar.gz in this directory.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="By default <id>.tar.gz in this directory."),
     ] = None,
     as_json: Json = False,
 ) -> None:

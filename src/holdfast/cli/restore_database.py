@@ -12,7 +12,9 @@ from holdfast.cli.restores import restore as restore_command
 
 
 def restore_database(
-    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="The backup's tar.gz or tar.gz.enc file.")],
+    archive: Annotated[
+        Path, typer.Argument(metavar="ARCHIVE", help="The backup's tar.gz or tar.gz.enc file.")
+    ],
     confirm: Confirm = False,
     create_db: Annotated[
         bool, typer.Option("--create-db", help="Make the database, and the directories above it, if missing.")

@@ -19,7 +19,9 @@ def init(as_json: Json = False) -> None:
 
         made = run(installation)
         if as_json:
-            print_json({"config": str(made.config), "key": str(made.key) if made.key else None, "found": made.found})
+            print_json(
+                {"config": str(made.config), "key": str(made.key) if made.key else None, "found": made.found}
+            )
             return
         print(f"Settings: {made.config}")
         for line in made.found:
@@ -28,7 +30,9 @@ def init(as_json: Json = False) -> None:
             print("Key: as configured")
         else:
             print(f"Key: {made.key}")
-            say("Without this key nobody can read the backups, you included. Keep a copy elsewhere, or on paper:")
+            say(
+                "Without this key nobody can read the backups, you included. Keep a copy elsewhere, or on paper:"
+            )
             say("`holdfast key sheet`. Next: `holdfast backup`.")
 
 
@@ -36,7 +40,9 @@ def demo(
     service: Annotated[
         Path, typer.Option(metavar="DIR", help="The example service, as it lies in Holdfast's sources.")
     ] = Path("backend/ml-service"),
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the demonstration's directory for a look.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the demonstration's directory for a look.")
+    ] = False,
 ) -> None:
     """Show a backup, a disaster and a restore on a small real service."""
     with command(recovering=False):

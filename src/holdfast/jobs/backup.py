@@ -24,7 +24,15 @@ from holdfast.events import (
 from holdfast.installation import Installation
 from holdfast.jobs._hooks import hooks
 from holdfast.jobs._progress import Progress
-from holdfast.model import BackupMetadata, BackupType, Component, Report, is_unchanged, parse_components
+from holdfast.model import (
+    COMPONENTS,
+    BackupMetadata,
+    BackupType,
+    Component,
+    Report,
+    is_unchanged,
+    parse_components,
+)
 from holdfast.repository.base import Run, RunPlan
 from holdfast.sources.base import Item, Source
 
@@ -94,12 +102,16 @@ def _backup(
     with repository.begin(plan) as run:
         tally.backup_id = run.backup_id
         tally(RunStarted("backup", run.backup_id))
+        told = len(run.warnings)
         for warning in run.warnings:
             tally(Warned(warning))
         for scan in scans:
             _store(scan, run, tally, rehash=rehash)
         tally(StageStarted("seal", run.backup_id))
-        return run.commit(warnings=tally.count, duration_seconds=time.monotonic() - started)
+        metadata = run.commit(warnings=tally.count, duration_seconds=time.monotonic() - started)
+        for warning in run.warnings[told:]:
+            tally(Warned(warning))
+        return metadata
 
 
 def _parent(installation: Installation, since: str | None) -> BackupMetadata:
@@ -109,6 +121,16 @@ def _parent(installation: Installation, since: str | None) -> BackupMetadata:
     if not full:
         raise ParentMissing("there is no full backup for an incremental one to rest on")
     return full[0]
+
+
+def _selected_by_default(installation: Installation, parent: BackupMetadata | None) -> tuple[Component, ...]:
+    """The database, found or not, what the settings include, and whatever the parent has."""
+    included = {
+        "database",
+        *installation.settings.default_components(),
+        *(parent.components if parent else ()),
+    }
+    return tuple(component for component in COMPONENTS if component in included)
 
 
 def _type_of(wanted: tuple[Component, ...] | None, parent: BackupMetadata | None) -> BackupType:
@@ -135,7 +157,9 @@ def _begin_scans(
     scans = []
     for source in installation.sources(selected):
         items = source.scan(tally)
-        scans.append(_Scan(source, chain([next(items)], items)))
+        first = next(items, None)
+        if first is not None:
+            scans.append(_Scan(source, chain([first], items)))
     for component in selected:
         if any(scan.source.component == component for scan in scans):
             continue
@@ -167,7 +191,7 @@ def _compare_with_last(
 def _store(scan: _Scan, run: Run[Any], tally: _Tally, *, rehash: bool) -> None:
     source = scan.source
     run.begin_source(source.component, source.name)
-    tally(StageStarted("read", source.component))
+    tally(StageStarted("read", f"{source.component} {source.name}".removesuffix(f" {source.component}")))
     progress = Progress(tally)
     for item in scan.items:
         known = run.known(item.entry.path)

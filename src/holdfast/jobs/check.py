@@ -123,10 +123,14 @@ def _component(installation: Installation, component: Component, *, wanted: bool
                     content.stream.close()
         if not entries:
             raise SourceMissing(f"{component} {source.name} is empty")
-        detail = f"{entries:,} entries, {size / 1e6:,.1f} MB" + ("" if wanted else ", not in a backup by default")
+        detail = f"{entries:,} entries, {size / 1e6:,.1f} MB" + (
+            "" if wanted else ", not in a backup by default"
+        )
         room = free_bytes(temp_directory())
         if component == "database" and room < size:
-            yield Finding(f"{component} {source.name}", "FAILED", f"{temp_directory()} has no room for its snapshot")
+            yield Finding(
+                f"{component} {source.name}", "FAILED", f"{temp_directory()} has no room for its snapshot"
+            )
         else:
             yield Finding(f"{component} {source.name}", "ok", detail)
 
@@ -135,7 +139,9 @@ def _backups(installation: Installation) -> Iterator[Finding]:
     backups = installation.repository.backups()
     damaged = [metadata.backup_id for metadata in backups if metadata.status == "damaged"]
     if damaged:
-        yield Finding("backups", "FAILED", f"metadata damaged: {', '.join(damaged[:5])}; try `holdfast repair`")
+        yield Finding(
+            "backups", "FAILED", f"metadata damaged: {', '.join(damaged[:5])}; try `holdfast repair`"
+        )
     good = [metadata for metadata in backups if metadata.is_good]
     if not good:
         yield Finding("backups", "warning", "there is none yet")

@@ -35,7 +35,9 @@ def init(installation: Installation) -> Initialized:
     settings = installation.settings
     config = settings.root / CONFIG_NAME
     if os.path.lexists(config):
-        raise ConfigError(f"{config} exists already", hint="Edit it; `holdfast check` tells whether it is right.")
+        raise ConfigError(
+            f"{config} exists already", hint="Edit it; `holdfast check` tells whether it is right."
+        )
     databases = _databases(installation)
     key = None
     if settings.encryption_key is None and settings.key_file is None:

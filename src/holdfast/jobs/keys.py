@@ -110,7 +110,7 @@ def key_sheet(installation: Installation) -> str:
             *(f"    {secret}" for secret in secrets),
             "",
             "To restore: write the line above to a file key.txt, then",
-            "    ENCRYPTION_KEY=\"$(cat key.txt)\" holdfast restore latest",
+            '    ENCRYPTION_KEY="$(cat key.txt)" holdfast restore latest',
             "or, without Holdfast, with age (https://age-encryption.org) and tar:",
             "    age -d -i key.txt full_….tar.gz.enc | tar xz"
             if public

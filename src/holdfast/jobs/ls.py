@@ -9,7 +9,9 @@ from holdfast.jobs._locate import locate
 from holdfast.model import Entry, parse_components
 
 
-def ls(installation: Installation, reference: str, *, components: Sequence[str] | None = None) -> Iterator[Entry]:
+def ls(
+    installation: Installation, reference: str, *, components: Sequence[str] | None = None
+) -> Iterator[Entry]:
     """The entries of a backup, in order. Raises BackupNotFound, CorruptBackup, KeyMissing, KeyWrong."""
     repository, metadata = locate(installation, reference)
     wanted = parse_components(list(components)) if components is not None else metadata.components

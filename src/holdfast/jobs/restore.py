@@ -87,7 +87,9 @@ def restore(
                 replaced = ", ".join(dict.fromkeys(record.component for record in records))
                 root = installation.settings.root
                 if not confirm(f"Replace {replaced} in {root} by {metadata.backup_id}?"):
-                    raise ConfirmationRequired(f"restoring {metadata.backup_id} replaces {replaced} in {root}")
+                    raise ConfirmationRequired(
+                        f"restoring {metadata.backup_id} replaces {replaced} in {root}"
+                    )
                 work.swap(installation, metadata, create_db=create_db)
         log.emit(RunFinished("restore", metadata.backup_id))
         return Restored(

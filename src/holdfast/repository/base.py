@@ -61,7 +61,7 @@ class Run(Protocol[K]):
 
     backup_id: str
     warnings: list[str]
-    """What a person should know of how the run began."""
+    """What a person should know of how the run began, and how it ended."""
 
     def begin_source(self, component: Component, name: str) -> bool:
         """Starts a source, and tells whether the parent has it."""
@@ -116,7 +116,10 @@ class Repository(Protocol):
         ...
 
     def find(self, reference: str) -> BackupMetadata:
-        """A good backup by ``latest``, id, or unique prefix. Raises BackupNotFound, UsageError if ambiguous."""
+        """A good backup by ``latest`` (the newest full or incremental one), id, or unique prefix.
+
+        Raises BackupNotFound; UsageError when several ids begin so.
+        """
         ...
 
     def chain(self, metadata: BackupMetadata) -> list[BackupMetadata]:

@@ -13,13 +13,13 @@ nothing was touched.
 
 Which step was reached shows in the private place alone::
 
-    0/copy.db      staged          1/copy.db   a whole copy of what was live, or
-                                   1/moved.db  the live files themselves, or
-                                   1/absent    there was none
-    1/applied      the way through was committed
-    1/replacing    moved.db is complete, and the staged file is on its way
-    1/returning    a revert has the restored files in 0/undone.db, and the kept ones are on their way
-    1/reverted     a revert is finished, or there was nothing to revert
+    0/copy.db    staged         1/copy.db  a whole copy of what was live, or
+                                1/moved/   the live files themselves, or
+                                1/absent   there was none
+    1/applied    the way through was committed
+    1/replacing  what was live is kept, and the staged file is on its way
+    1/returning  a revert has the restored files in 0/undone/, and the kept ones are on their way
+    1/reverted   a revert is finished, or there was nothing to revert
 
 The swap that takes this one back goes from ``1`` to ``2`` in the same manner.
 """
@@ -57,7 +57,6 @@ from holdfast.transaction import is_place_name, remove_place, restoring
 DOING = "Database restore"
 
 _ABSENT, _APPLIED, _REPLACING, _RETURNING, _REVERTED = "absent", "applied", "replacing", "returning", "reverted"
-_SUFFIXES = (*SIDE_FILES, "")
 _HEADER_BYTES = 100
 """Of the first page; SQLite counts changes there, so copies of one state differ in it."""
 _BLOCK_BYTES = 4096
@@ -77,9 +76,9 @@ class _State:
         self.directory = directory
         self.copy = directory / "copy.db"
         """Whole, in one file, used by nobody else."""
-        self.moved = directory / "moved.db"
+        self.moved = directory / "moved" / "database.db"
         """As it was, with what belongs to it beside it; perhaps still open in some process."""
-        self.undone = directory / "undone.db"
+        self.undone = directory / "undone" / "database.db"
         """`copy` or `moved` after it was live, on its way back here."""
 
     def make_anew(self) -> None:
@@ -205,7 +204,8 @@ class SqliteSwap:
             elif kept.copy.exists() and (kept.has(_RETURNING) or self._is_applied()):
                 self._restore_copy()
             if coming.main is None and coming.undone.exists():
-                _rename(coming.undone, coming.moved)
+                shutil.rmtree(coming.moved.parent, ignore_errors=True)
+                os.rename(coming.undone.parent, coming.moved.parent)
             kept.mark(_REVERTED)
 
     def reversed(self) -> SqliteSwap:
@@ -318,21 +318,25 @@ class SqliteSwap:
         an instant there is none, lest one be found beside a log that is not its own.
         """
         if not self._kept.has(mark) or (os.path.lexists(self._live) and not _same(self._live, aside)):
-            for suffix in _SUFFIXES:
-                _unlink(f"{aside}{suffix}")
-                with suppress(FileNotFoundError):
-                    os.link(f"{self._live}{suffix}", f"{aside}{suffix}")
+            aside.parent.mkdir(mode=0o700, exist_ok=True)
+            for suffix in ("", *SIDE_FILES):
+                _link(f"{self._live}{suffix}", f"{aside}{suffix}")
             sync_directory(aside.parent)
+            sync_directory(aside.parent.parent)
             self._kept.mark(mark)
-        # Nothing waits for the disk until all is in place.
-        if not at_rest or not main.exists():
+        # From here on nothing waits for the disk until all is in place.
+        logs = [suffix for suffix in SIDE_FILES if os.path.lexists(f"{main}{suffix}")]
+        if logs or not at_rest or not main.exists():
             _unlink(self._live)
             for suffix in SIDE_FILES:
                 if _same(f"{self._live}{suffix}", f"{aside}{suffix}"):
                     os.unlink(f"{self._live}{suffix}")
             if main.exists() and os.path.lexists(self._live):
                 raise DatabaseBusy(f"{DOING} failed: somebody made a new {shown(str(self._live))} meanwhile")
-        _rename(main, self._live)
+            for suffix in logs:
+                _link(f"{main}{suffix}", f"{self._live}{suffix}")
+        if main.exists():
+            os.rename(main, self._live)
         for directory in (self._coming.directory, self._kept.directory, self._live.parent):
             sync_directory(directory)
 
@@ -405,11 +409,11 @@ def _is_damaged(path: Path) -> bool:
     return False
 
 
-def _rename(main: Path, to: Path) -> None:
-    """The main file comes last: a database is found whole or not at all."""
-    for suffix in _SUFFIXES:
-        with suppress(FileNotFoundError):
-            os.rename(f"{main}{suffix}", f"{to}{suffix}")
+def _link(path: str, to: str) -> None:
+    """Gives a file a second name, or a missing one none; what had that name loses it."""
+    _unlink(to)
+    with suppress(FileNotFoundError):
+        os.link(path, to)
 
 
 def _unlink(path: str | Path) -> None:

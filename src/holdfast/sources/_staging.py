@@ -52,24 +52,20 @@ class FilesTarget:
             write_tree(entries, read, self._targets, staging.locate, emit)
             return staging.swaps()
 
-    def write(self, entries: Iterator[Entry], read: Read, emit: Emit) -> None:
+    def write(self, entries: Iterator[Entry], read: Read, emit: Emit, *, within: Path) -> None:
         """Writes everything straight to the targets, where nothing may be yet: a restore to elsewhere.
 
-        Missing directories above a target are made. Raises HostileBackup, CorruptBackup, NoSpace, RestoreError.
+        `within`: an existing directory that nothing is written outside of, not even through a link in it. What is
+        missing between it and a target is made. Raises HostileBackup, CorruptBackup, NoSpace, RestoreError.
         """
-        with ExitStack() as stack:
-            written: dict[Path, int] = {}
+        with restoring(f"cannot write to {shown(str(within))}"), ExitStack() as stack:
+            directory = _opened(within, stack)
 
             def locate(entry: Entry) -> Spot:
-                target = Path(os.path.abspath(self._targets[entry.path]))
-                existing = next(parent for parent in target.parents if parent.is_dir())
-                if existing not in written:
-                    written[existing] = _opened(existing, stack)
-                return Spot(written[existing], target.relative_to(existing).parts)
+                return Spot(directory, self._targets[entry.path].relative_to(within).parts)
 
             write_tree(entries, read, self._targets, locate, emit)
-            for directory in written.values():
-                _sync(directory)
+            sync_file_system(directory)
 
 
 def make_empty_directory(directory: Path) -> None:
@@ -97,7 +93,7 @@ class _Ground:
         """`whole`: all that is in it is replaced, because it cannot be renamed itself."""
         self.place = place(live)
         self.whole = whole
-        self.names: list[str] = []
+        self.names: dict[str, None] = {}
         self._live = _opened(live, stack)
         self.descriptor = open_place(self.place.name, self._live)
         stack.callback(os.close, self.descriptor)
@@ -106,13 +102,13 @@ class _Ground:
 
     def spot(self, parts: tuple[str, ...]) -> Spot:
         """Where to stage what goes to `parts` below the live directory."""
-        if parts and parts[0] not in self.names:
-            self.names.append(parts[0])
+        self.names.update(dict.fromkeys(parts[:1]))
         return Spot(self.descriptor, (STAGED, *parts))
 
     def swap(self) -> RenameSwap:
         """The swap, once everything is staged; that is durable then."""
-        _sync(self.descriptor)
+        with restoring(f"cannot write what was staged in {shown(str(self.place))} to the disk"):
+            sync_file_system(self.descriptor)
         return RenameSwap.prepare(self.place, None if self.whole else self._with_logs())
 
     def _with_logs(self) -> Iterator[str]:
@@ -138,7 +134,8 @@ class _Staging:
         self._place = place
         self._stack = stack
         self._mounts = mount_points()
-        self._taken: list[str] = []
+        self._taken: set[str] = set()
+        self._above_taken: set[str] = set()
         self._grounds: dict[str, _Ground] = {}
 
     def locate(self, entry: Entry) -> Spot:
@@ -148,7 +145,6 @@ class _Staging:
             directory, name = os.path.split(os.path.abspath(self._targets[entry.path]))
             target = os.path.join(os.path.realpath(directory), name)
         self._check(target)
-        self._taken.append(target)
         mounted = is_mount_point(target, self._mounts)
         directory = os.path.dirname(target)
         if os.path.isdir(target) and not os.path.islink(target):
@@ -178,12 +174,14 @@ class _Staging:
         return [ground.swap() for ground in self._grounds.values()]
 
     def _check(self, target: str) -> None:
-        for other in self._taken:
-            if below(target, other) is not None or below(other, target) is not None:
-                raise RestoreError(
-                    f"{shown(target)} and {shown(other)} are in one another, and cannot both be replaced",
-                    hint="Restore elsewhere with --target DIR, and copy what you need.",
-                )
+        above = {str(parent) for parent in Path(target).parents}
+        if target in self._taken or target in self._above_taken or not above.isdisjoint(self._taken):
+            raise RestoreError(
+                f"{shown(target)} is in, or holds, another path that is to be replaced",
+                hint="Restore elsewhere with --target DIR, and copy what you need.",
+            )
+        self._taken.add(target)
+        self._above_taken |= above
         for kept in self._never:
             if below(kept, target) is not None:
                 raise RestoreError(
@@ -208,11 +206,6 @@ def _opened(directory: Path, stack: ExitStack) -> int:
     descriptor = os.open(directory, READ_DIRECTORY & ~os.O_NOFOLLOW)
     stack.callback(os.close, descriptor)
     return descriptor
-
-
-def _sync(descriptor: int) -> None:
-    with restoring("cannot write what was restored to the disk"):
-        sync_file_system(descriptor)
 
 
 def _is_database(name: str, directory: int) -> bool:

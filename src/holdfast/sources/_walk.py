@@ -8,7 +8,6 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
-from holdfast.errors import SourceMissing
 from holdfast.events import Emit, Skipped
 from holdfast.model import Entry
 from holdfast.sources._content import FileItem, Reader, describe
@@ -90,18 +89,15 @@ class Walk:
         anchor = Directory(self._open)
         try:
             status = os.lstat(root.real)
+            level = self._enter(anchor, root.real, root.path) if stat.S_ISDIR(status.st_mode) else None
         except OSError as error:
             if root.required or not isinstance(error, FileNotFoundError):
                 raise failure(root.real, error) from error
             return
-        if stat.S_ISDIR(status.st_mode):
-            level = self._enter(anchor, root.real, root.path)
-            if level is not None:
-                self.found.append(root.path)
-                yield FileItem(describe(root.path, "directory", status), anchor, root.real, self._reader)
-                yield from self._tree(level, root.path + "/")
-            elif root.required:
-                raise SourceMissing(f"{shown(root.real)} is gone")
+        if level is not None:
+            self.found.append(root.path)
+            yield FileItem(describe(root.path, "directory", status), anchor, root.real, self._reader)
+            yield from self._tree(level, root.path + "/")
         else:
             item = self._item(anchor, root.real, root.path, status, None)
             if item is not None:
@@ -130,12 +126,13 @@ class Walk:
                     if item is not None:
                         yield item
                 elif excludes is None or not excludes.matches_directory(name, path, self._starts):
-                    below = self._enter(directory, name, path)
-                    if below is not None:
-                        yield FileItem(describe(path, "directory", status), directory, name, self._reader)
-                        levels.append(below)
-                        prefix = path + "/"
-                        break
+                    try:
+                        levels.append(self._enter(directory, name, path))
+                    except FileNotFoundError:
+                        continue
+                    yield FileItem(describe(path, "directory", status), directory, name, self._reader)
+                    prefix = path + "/"
+                    break
             else:
                 levels.pop()
                 directory.close()
@@ -188,17 +185,13 @@ class Walk:
                 token = ""
         return describe(path, "file", status, size=status.st_size, token=token)
 
-    def _enter(self, parent: Directory, name: str, path: str) -> _Level | None:
-        """Opens and lists a directory; None when it is gone."""
+    def _enter(self, parent: Directory, name: str, path: str) -> _Level:
+        """Opens and lists a directory. Raises FileNotFoundError when it is gone."""
         try:
-            directory = parent.enter(name)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise failure(parent.path(name), error) from error
-        level = _Level(directory, len(path) + 1, self._spill.end)
-        try:
+            level = _Level(parent.enter(name), len(path) + 1, self._spill.end)
             self._list(level, self._hidden.get(path, frozenset()))
+        except FileNotFoundError:
+            raise
         except OSError as error:
             raise failure(parent.path(name), error) from error
         return level

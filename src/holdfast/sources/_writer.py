@@ -265,11 +265,11 @@ class _Tree:
             if not root:
                 raise HostileBackup(f"{path!a} is in no directory of the backup")
             root = root.rpartition("/")[0]
-        below = path[len(root) + 1 :].split("/") if path != root else []
-        if not _NO_NAMES.isdisjoint(below):
+        directory, above = self._spots[root]
+        names = [*above, *path[len(root) + 1 :].split("/")] if path != root else list(above)
+        if not _NO_NAMES.isdisjoint(names):
             raise HostileBackup(f"{path!a} is no path that a backup has")
-        directory, names = self._spots[root]
-        return directory, [*names, *below]
+        return directory, names
 
     def _enter(self, top: int, names: list[str], path: str, *, make: bool) -> int:
         if top != self._top:

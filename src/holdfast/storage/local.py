@@ -38,7 +38,9 @@ class LocalStorage:
             self._make(target.parent)
             self._make(self.directory / _TEMP)
             return LocalUpload(
-                self.directory / _TEMP / f"{target.name}.{secrets.token_hex(4)}.partial", target, replace=replace
+                self.directory / _TEMP / f"{target.name}.{secrets.token_hex(4)}.partial",
+                target,
+                replace=replace,
             )
 
     def put(self, name: str, data: bytes) -> None:
@@ -81,6 +83,9 @@ class LocalStorage:
 
     @contextmanager
     def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
+        if shared and not os.access(self.directory, os.W_OK):
+            yield  # A read-only medium: nobody can delete what is being read.
+            return
         with explained(f"cannot write to {self.directory}"):
             self._make(self.directory / _TEMP)
         with file_lock(
@@ -111,6 +116,11 @@ class FlatStorage(LocalStorage):
         """`aliases`: names in the storage that stand for files of another name."""
         super().__init__(directory)
         self._aliases = aliases or {}
+
+    @contextmanager
+    def lock(self, name: str, *, shared: bool = False) -> Iterator[None]:
+        """Nothing expires here, and nothing of ours is left beside other people's files."""
+        yield
 
     def _path(self, name: str) -> Path:
         return self.directory / os.path.basename(self._aliases.get(name, name))

@@ -53,7 +53,8 @@ class Catalog:
         if reference == "latest":
             if not good:
                 raise BackupNotFound("there is no backup yet", hint="`holdfast backup` makes one.")
-            return good[0]
+            # Of the whole service, where there is such a backup: not of a configuration that was saved since.
+            return next((known for known in good if known.type in ("full", "incremental")), good[0])
         matching = [metadata for metadata in good if metadata.backup_id.startswith(reference)]
         if not reference or not matching:
             raise BackupNotFound(f"there is no backup {reference!r}")

@@ -12,6 +12,7 @@ from holdfast.crypto import KeyRing, OpeningReader, Recipient, is_age_file, rewr
 from holdfast.errors import (
     BackupNotFound,
     CorruptBackup,
+    CredentialError,
     HoldfastError,
     KeyWrong,
     RepositoryError,
@@ -87,7 +88,10 @@ class ArchiveRepository(Catalog):
             stack.enter_context(self._storage.lock("backup"))
             self.clean()
             recipients = self._seal.keys().recipients if self._seal.encrypt else ()
-            parent = self._parent_list(stack, plan.parent) if plan.parent is not None else None
+            parent = None
+            if plan.parent is not None:
+                self._check_present(plan.parent)
+                parent = self._parent_list(stack, plan.parent)
             started = self.reserve(self._running(plan), self._clock())
             run: ArchiveRun | None = None
             try:
@@ -330,8 +334,12 @@ class ArchiveRepository(Catalog):
                 signature=self._seal.sign(statement(started.backup_id, location.digest)),
             )
             self.save_metadata(metadata)
-            lists.save(self._state, metadata, run.resolved())
-            lists.forget_old(self._state, self.backups())
+            # The backup is made. What goes wrong from here on only makes the next incremental a larger one.
+            try:
+                lists.save(self._state, metadata, run.resolved())
+                lists.forget_old(self._state, self.backups())
+            except OSError as error:
+                run.warnings.append(f"the list of {metadata.backup_id} could not be kept: {error.strerror}")
             return metadata
 
         run = ArchiveRun(
@@ -358,7 +366,21 @@ class ArchiveRepository(Catalog):
         return found
 
     def _readable(self, metadata: BackupMetadata) -> bool:
-        return not any(level.encrypted for level in self.chain(metadata)) or self._seal.keys().can_decrypt
+        try:
+            return not any(level.encrypted for level in self.chain(metadata)) or self._seal.keys().can_decrypt
+        except CredentialError:
+            return False
+
+    def _check_present(self, parent: BackupMetadata) -> None:
+        """What cannot be restored must not be rested on. Whether it is intact as well, only reading would tell."""
+        for level in self.chain(parent):
+            name = names.archive_of(level)
+            with self._open_file(name) as file:
+                if file.size != level.size_bytes:
+                    raise CorruptBackup(
+                        f"{name} has {file.size} bytes instead of {level.size_bytes}, so nothing can rest on it",
+                        hint="Take a full backup.",
+                    )
 
     def _levels(self, stack: ExitStack, metadata: BackupMetadata) -> list[OpenArchive]:
         levels = []
