@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from holdfast.crypto import Identity, OpeningReader, RandomAccess, Recipient, SealingWriter
+from holdfast.crypto import Identity, OpeningReader, Recipient, SealingWriter
+from holdfast.streams import RandomAccess
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from holdfast.crypto import (
     Identity,
     OpeningReader,
     PassphraseIdentity,
-    RandomAccess,
     SealingWriter,
     X25519Identity,
     header_length,
@@ -22,6 +21,7 @@ from holdfast.crypto import (
     rewrap,
 )
 from holdfast.errors import ConfigError, CorruptBackup, HostileBackup, KeyMissing, KeyWrong, StorageError
+from holdfast.streams import RandomAccess
 
 Source = Callable[[bytes], RandomAccess]
 Seal = Callable[..., bytes]

@@ -14,8 +14,9 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from holdfast.crypto import Identity, OpeningReader, PassphraseIdentity, RandomAccess, X25519Identity
+from holdfast.crypto import Identity, OpeningReader, PassphraseIdentity, X25519Identity
 from holdfast.errors import CorruptBackup, HoldfastError, KeyWrong
+from holdfast.streams import RandomAccess
 
 PROJECT = Path(__file__).parents[2]
 VECTORS = Path(os.environ.get("HOLDFAST_VECTORS") or PROJECT.parent / "shared" / "vectors") / "age"

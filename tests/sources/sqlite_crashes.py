@@ -13,19 +13,21 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from holdfast.sources import _snapshot, _sqlite_connection, _sqlite_swap
 from holdfast.sources.sqlite import SqliteSwap
-from sources.sqlite_files import dump, make, stage
+from sources.sqlite_files import dump, make, one, stage
 
 TRACED = {module.__file__ for module in (_snapshot, _sqlite_connection, _sqlite_swap)}
-TIMED = 8
+TIMED = 5
 
 
 def main(directory: Path, scenario: str, victim: str, stride: int) -> None:
@@ -81,7 +83,14 @@ def attempt(
     was_killed = run(lambda: action(journal), line=line, seconds=seconds)
     if not was_killed:
         assert state_of(live) == (old if done == "old" else new), f"{victim} did not do its work"
+    # Between a crash that came before the swap and the repair, the service may have gone on.
+    went_on = was_killed and victim == "apply" and isinstance(old, list) and state_of(live) == old
+    if went_on:
+        run_sql(live, "INSERT INTO ledger VALUES (7)")
     assert not run(lambda: repair(journal))
+    if went_on:
+        assert one(live, "SELECT number FROM ledger") == 7, f"killed at line {line}: a later write is lost"
+        run_sql(live, "DELETE FROM ledger")
     expected = old if repaired == "old" else new
     assert state_of(live) == expected, f"killed at line {line}, after {seconds} s: not as promised"
     assert not run(lambda: repair(journal))
@@ -129,6 +138,11 @@ def kill_at(line: int) -> None:
         return trace
 
     sys.settrace(trace)
+
+
+def run_sql(live: Path, statement: str) -> None:
+    with closing(sqlite3.connect(live, isolation_level=None)) as database:
+        database.execute(statement)
 
 
 def swap(journal: str) -> SqliteSwap:

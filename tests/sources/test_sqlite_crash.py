@@ -17,7 +17,7 @@ SCENARIOS = ["rollback", "wal", "other-pages", "damaged", "missing"]
 @pytest.mark.parametrize("victim", ["apply", "revert", "undo"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_anywhere(tmp_path: Path, scenario: str, victim: str) -> None:
-    assert killed(tmp_path, scenario, victim, stride=11) > 5
+    assert killed(tmp_path, scenario, victim, stride=23) > 5
 
 
 @pytest.mark.torture

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from holdfast.crypto.age import (
     OpeningReader,
-    RandomAccess,
     SealingWriter,
-    Sink,
     header_length,
     is_age_file,
     rewrap,
@@ -31,11 +29,9 @@ __all__ = [
     "OpeningReader",
     "PassphraseIdentity",
     "PassphraseRecipient",
-    "RandomAccess",
     "Recipient",
     "SealingWriter",
     "SigningKey",
-    "Sink",
     "X25519Identity",
     "X25519Recipient",
     "fingerprint",

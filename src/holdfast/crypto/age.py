@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -19,6 +18,7 @@ from holdfast.crypto._header import MAGIC, MAX_HEADER_LENGTH, Header, find_end, 
 from holdfast.crypto._wrap import DEFAULT_WORK_FACTOR, FILE_KEY_LENGTH, unwrap, wrap
 from holdfast.crypto.keys import Identity, Recipient
 from holdfast.errors import CorruptBackup, StorageError
+from holdfast.streams import RandomAccess, Sink
 
 CHUNK = 64 << 10
 _TAG = 16
@@ -26,24 +26,6 @@ _SEALED_CHUNK = CHUNK + _TAG
 _NONCE_LENGTH = 16
 _USUAL_HEADER_LENGTH = 8 << 10
 _COPY_CHUNKS = 16
-
-
-class RandomAccess(Protocol):
-    """Bytes that can be read at any offset, by several threads at once."""
-
-    @property
-    def size(self) -> int:
-        """How many bytes there are."""
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes from ``offset``; fewer only where the end comes first."""
-
-
-class Sink(Protocol):
-    """What a stream is written to: a binary file, buffered or not."""
-
-    def write(self, data: bytes, /) -> int | None:
-        """Take some of ``data`` and return how many bytes; None means all of them."""
 
 
 def is_age_file(prefix: bytes) -> bool:

@@ -65,7 +65,8 @@ def restore(
     """Restores a backup's components, by default all of them, over the live data, or below `target`.
 
     `confirm` is asked before live data is replaced, `vouch` where nothing tells yet whose backups to believe.
-    With `create_db`, missing directories above a SQLite file are made. On any error the data is as it was. Raises HoldfastError of every kind.
+    With `create_db`, missing directories above a SQLite file are made. On any error the data is as it was. Raises
+    HoldfastError of every kind.
     """
     started = time.monotonic()
     with restore_log(installation, reference, emit) as log:
@@ -152,7 +153,7 @@ class _Work:
         for record in self._records:
             self._log.emit(StageStarted("write", f"{record.component} {record.name}", record.bytes))
             place = installation.elsewhere(record, target, self._records)
-            place.write(self._read_entries(record), self._read, self._log.emit)
+            place.write(self._read_entries(record), self._read, self._log.emit, within=target)
             self._progress.flush()
 
     def _read_entries(self, record: SourceRecord) -> Iterator[Entry]:

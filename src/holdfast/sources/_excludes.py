@@ -22,7 +22,7 @@ class Excludes:
       is no directory.
     - ``*`` stands for any characters but a slash, ``?`` for one; both also for a leading dot. ``[abc]``,
       ``[a-z]`` stand for one of these characters, ``[!abc]`` for one that is none of them. A backslash takes
-      away the next character's meaning.
+      away the next character's meaning, but not between brackets.
     - ``**`` between slashes stands for any number of directories, none included: ``**/x``, ``a/**/b``;
       ``a/**`` is everything inside ``a``.
     - Upper and lower case differ.

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
+from holdfast.errors import SourceMissing
 from holdfast.events import Emit, Skipped
 from holdfast.model import Entry
 from holdfast.sources._content import FileItem, Reader, describe
@@ -69,10 +70,16 @@ class Walk:
         self._hidden: dict[str, set[str]] = {}
 
     def items(self) -> Iterator[FileItem]:
-        """Everything in the roots, ordered by `order_key` where the roots are."""
+        """Everything in the roots, ordered by `order_key` where the roots are.
+
+        Raises SourceMissing when a root that is required is gone, or there was nothing at all.
+        """
         try:
             for root in self._roots:
                 yield from self._root(root)
+            if not self.found:
+                places = ", ".join(shown(root.real) for root in self._roots[:5])
+                raise SourceMissing(f"there is nothing that can be backed up at {places}")
         finally:
             self._open.close()
             self._spill.close()

@@ -11,15 +11,11 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol, Self
 
+from holdfast.streams import RandomAccess
 
-class RandomAccess(Protocol):
-    """An object opened for reading. Safe to read from several threads."""
 
-    size: int
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes; fewer only at the end of the object."""
-        ...
+class OpenObject(RandomAccess, Protocol):
+    """An object opened for reading."""
 
     def close(self) -> None: ...
 
@@ -62,7 +58,7 @@ class Storage(Protocol):
         """Writes a small object whole, atomically and durably, replacing what had the name."""
         ...
 
-    def open(self, name: str) -> RandomAccess:
+    def open(self, name: str) -> OpenObject:
         """Raises FileNotFoundError when there is none."""
         ...
 

@@ -199,7 +199,7 @@ class LocalUpload:
 
 
 class LocalFile:
-    """Implements `holdfast.storage.base.RandomAccess`."""
+    """Implements `holdfast.storage.base.OpenObject`."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

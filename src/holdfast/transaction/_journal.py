@@ -123,14 +123,17 @@ def _read(path: Path) -> list[Record]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise JournalRefused(f"{path} cannot be read: {error.strerror}") from error
+        raise JournalRefused(
+            f"{path} cannot be read: {error.strerror}",
+            hint="Run as the user who restored, or make it yours alone.",
+        ) from error
     with os.fdopen(fd, "rb") as file:
         _check_private(path.parent, directory, stat.S_ISDIR)
         _check_private(path, os.fstat(fd), stat.S_ISREG)
         text = file.read(_MAX_BYTES + 1)
     try:
         if len(text) > _MAX_BYTES:
-            raise ValueError("it is too long")  # noqa: TRY301  one place says what is refused
+            raise ValueError("it is too long")
         return _parse(json.loads(text))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise JournalRefused(

@@ -57,7 +57,9 @@ def open_place(name: str, dir_fd: int) -> int:
     """A descriptor of a private place. Raises FileNotFoundError; JournalRefused where it is not ours alone."""
     try:
         place = open_directory(name, dir_fd)
-    except NotADirectoryError as error:
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
         raise JournalRefused(f"{name} is not a directory of ours") from error
     if is_private(os.fstat(place)):
         return place

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from isal import isal_zlib
 
@@ -14,23 +14,13 @@ from holdfast.errors import CorruptBackup
 from holdfast.repository.archive._gzip_block import RAW_DEFLATE, InflateError, unpack
 from holdfast.repository.archive._gzip_index import BlockIndex
 from holdfast.repository.archive._gzip_writer import available_cores
+from holdfast.streams import RandomAccess
 
 _READ_SIZE = 1 << 20
 _STEP = 64 << 10
 _OUTPUT_SIZE = 1 << 20
 _GZIP = 31  # how zlib's interface asks for a gzip header and a checked gzip trailer
 _TRAILER_SIZE = 8
-
-
-class RandomAccess(Protocol):
-    """Compressed bytes that several threads may read at once."""
-
-    @property
-    def size(self) -> int:
-        """How many bytes there are."""
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Return ``length`` bytes from ``offset``; fewer only where the end comes first."""
 
 
 class GzipReader:

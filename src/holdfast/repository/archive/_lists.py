@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from blake3 import blake3
 from isal import igzip
@@ -57,6 +58,8 @@ def forget_old(state: LocalState, backups: Sequence[BackupMetadata]) -> None:
     """Keeps the lists that incrementals are likely to rest on: of the last full backup, and the newest few."""
     good = [metadata.backup_id for metadata in backups if metadata.is_good]
     wanted = set(good[:_KEEP]) | set([backup_id for backup_id in good if backup_id.startswith("full_")][:1])
+    for left in state.list_file(good[0]).parent.glob("*.tmp"):
+        left.unlink()
     for backup_id in state.lists():
         if backup_id not in wanted:
             state.list_file(backup_id).unlink(missing_ok=True)
@@ -74,13 +77,13 @@ def rebuild(state: LocalState, stored: StoredArchive) -> None:
                 if entry.kind != "file" or entry.size <= LARGE:
                     spool.write(manifest.entry_line(entry))
                     continue
-                parts = PartsWriter()
-                offset = 0
-                for chunk in chunks(stored.read(entry)):
-                    parts.data(offset, len(chunk), blake3(chunk).hexdigest())
-                    offset += len(chunk)
-                spool.write(manifest.entry_line(entry, None, parts.finish()))
-                spool.writelines(parts.drain())
+                with closing(PartsWriter()) as parts:
+                    offset = 0
+                    for chunk in chunks(stored.read(entry)):
+                        parts.data(offset, len(chunk), blake3(chunk).hexdigest())
+                        offset += len(chunk)
+                    spool.write(manifest.entry_line(entry, None, parts.finish()))
+                    spool.writelines(parts.drain())
         spool.seek(0)
         state.make()
         save(state, metadata, iter(lambda: spool.read(1 << 20), b""))

@@ -16,7 +16,7 @@ from holdfast.repository.archive._gzip_index import BlockIndex
 from holdfast.repository.archive._gzip_reader import GzipReader, stream
 from holdfast.repository.archive._manifest import Header, Lines, Rows, SourceKey
 from holdfast.repository.archive._tarstream import TarStream
-from holdfast.storage.base import RandomAccess
+from holdfast.streams import RandomAccess
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -86,48 +86,18 @@ class OpenArchive:
         keys = [(record.component, record.name) for record in self.sources]
         if sorted(keys) != sorted(self._sections) or {key[0] for key in keys} - set(self.header.components):
             raise CorruptBackup(f"{self.name}: the manifest's sources contradict each other")
-        if metadata is not None and (
-            (metadata.backup_id, metadata.type, metadata.parent)
-            != (self.header.id, self.header.type, self.header.parent)
-        ):
+        if metadata is None:
+            return
+        header = self.header
+        if (metadata.backup_id, metadata.type, metadata.parent) != (header.id, header.type, header.parent):
             raise HostileBackup(
-                f"{self.name} holds the backup {self.header.id}, not {metadata.backup_id}",
+                f"{self.name} holds the backup {header.id}, not {metadata.backup_id}",
                 hint="Somebody has renamed or replaced it. Find out who before you restore anything.",
             )
-
-
-def _load(source: RandomAccess, metadata: BackupMetadata | None, name: str) -> tuple[IO[bytes], str, int]:
-    location = metadata.manifest if metadata is not None else None
-    tar = TarStream(stream(source, location.compressed_offset if location else 0))
-    member = tar.advance()
-    if location is None:
-        while member is not None and member.path != manifest.NAME:
-            member = tar.advance()
-    if member is None or member.path != manifest.NAME:
-        raise CorruptBackup(f"{name} has no manifest: it is no backup of ours, or it is truncated")
-    if member.size > _MANIFEST_LIMIT or (location is not None and member.size != location.size):
-        raise CorruptBackup(f"{name}: the manifest is not as long as it should be")
-    if member.size > free_bytes(temp_directory()):
-        raise NoSpace(
-            f"{temp_directory()} has no room for the manifest's {member.size} bytes", hint="Set TMPDIR."
-        )
-    digest = hashlib.sha256()
-    file = private_file()
-    try:
-        since_newline = 0
-        for piece in tar.content():
-            newline = bytes(piece).rfind(b"\n")
-            since_newline = since_newline + len(piece) if newline < 0 else len(piece) - newline
-            if since_newline > 4 * manifest.LINE_LIMIT:
-                raise CorruptBackup(f"{name}: the manifest has an absurdly long line")
-            digest.update(piece)
-            file.write(piece)
-        if location is not None and digest.hexdigest() != location.digest:
-            raise CorruptBackup(f"{name}: the manifest is not the one that its metadata names")
-    except BaseException:
-        file.close()
-        raise
-    return file, digest.hexdigest(), member.size
+        says = (header.time, header.components, header.host, header.tool, header.tags)
+        told = (metadata.timestamp, metadata.components, metadata.host, metadata.tool, metadata.tags)
+        if says != told or (self.entries, self.source_bytes) != (metadata.entries, metadata.source_bytes):
+            raise CorruptBackup(f"{self.name}: its metadata and its manifest contradict each other")
 
 
 class _At(io.RawIOBase):

@@ -63,7 +63,7 @@ class PartsWriter:
 
     def __init__(self) -> None:
         self.lines = 0
-        self._spool: IO[bytes] = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by `drain`
+        self._spool: IO[bytes] = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by `close`
             max_size=_SPOOL, mode="w+b", dir=str(temp_directory())
         )
         self._copy: tuple[int, int] | None = None
@@ -94,6 +94,8 @@ class PartsWriter:
         """All lines, once."""
         self._spool.seek(0)
         yield from self._spool
+
+    def close(self) -> None:
         self._spool.close()
 
     def finish(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import IO
 
@@ -56,11 +57,11 @@ class ArchiveRun:
         self._hidden = "\0"
         self._key = ""
         self._records: list[SourceRecord] = []
-        self._manifest = private_file()
-        self._resolved = private_file() if parent is not None else None
         sink = _Limited(upload, max_bytes)
         self._seal = SealingWriter(sink, recipients) if recipients else None
         self._gzip = GzipWriter(self._seal or sink, level)
+        self._manifest = private_file()
+        self._resolved = private_file() if parent is not None else None
         self._line(manifest.header_line(header))
 
     def begin_source(self, component: Component, name: str) -> bool:
@@ -108,13 +109,10 @@ class ArchiveRun:
             if content.size is None:
                 entry = self._add_pieces(entry, content.stream, None, entry.path, _PIECE)
             elif known is not None and known.parts and self._rows is not None:
-                table = ChunkTable(self._rows.parts())
-                try:
+                with closing(ChunkTable(self._rows.parts())) as table:
                     entry = self._add_pieces(
                         entry, content.stream, table, f"changed/{entry.path}", _PATCH_PIECE
                     )
-                finally:
-                    table.close()
             else:
                 entry = self._add_large(entry, content.stream, content.size)
         if known is not None and self._rows is not None:
@@ -188,52 +186,57 @@ class ArchiveRun:
         entry = entry._replace(size=size)
         self._gzip.write(tar.header(entry))
         start = self._gzip.raw_size
-        parts = PartsWriter()
+        end = start + size
         whole = hashlib.sha256()
-        try:
-            for chunk in chunks(stream):
-                parts.data(self._gzip.raw_size, len(chunk), blake3(chunk).hexdigest())
-                whole.update(chunk)
-                self._gzip.write(chunk)
-        finally:
-            # Also when the file turns out to have changed: the member must be as long as its header says. Another
-            # of the same name will follow, and tar lets the last one win.
-            written = self._gzip.raw_size - start
-            self._zeros(size - written)
-            self._gzip.write(tar.padding(size))
-        if written != size:
-            raise SourceChanged(f"{entry.path} gave {written} bytes instead of {size}")
-        entry = entry._replace(digest=whole.hexdigest())
-        self._line(manifest.entry_line(entry, start, parts.finish()), parts.drain())
+        with closing(PartsWriter()) as parts:
+            try:
+                for chunk in chunks(stream):
+                    offset = self._gzip.raw_size
+                    if len(chunk) > end - offset:
+                        raise SourceChanged(f"{entry.path} gave more than the {size} bytes that it has")
+                    parts.data(offset, len(chunk), blake3(chunk).hexdigest())
+                    whole.update(chunk)
+                    self._gzip.write(chunk)
+                if self._gzip.raw_size != end:
+                    raise SourceChanged(
+                        f"{entry.path} gave {self._gzip.raw_size - start} bytes instead of {size}"
+                    )
+            finally:
+                # Also when the file turns out to have changed: the member must be as long as its header says.
+                # Another of the same name will follow, and tar lets the last one win.
+                self._zeros(end - self._gzip.raw_size)
+                self._gzip.write(tar.padding(size))
+            entry = entry._replace(digest=whole.hexdigest())
+            self._line(manifest.entry_line(entry, start, parts.finish()), parts.drain())
         return entry
 
     def _add_pieces(
         self, entry: Entry, stream: Pieces, table: ChunkTable | None, name: str, limit: int
     ) -> Entry:
         """Writes what `table` lacks of a stream as numbered members."""
-        parts, resolved = PartsWriter(), PartsWriter()
         whole = hashlib.sha256()
         size = 0
         piece = _Piece(self._gzip, entry, name)
-        for chunk in chunks(stream):
-            digest = blake3(chunk)
-            whole.update(chunk)
-            held = table.find(digest.digest()) if table is not None else None
-            if held is None:
-                parts.data(piece.take(chunk), len(chunk), digest.hexdigest())
-                if piece.length >= limit:
-                    piece.flush()
-            else:
-                parts.copy(held, len(chunk))
-            resolved.data(size, len(chunk), digest.hexdigest())
-            size += len(chunk)
-        piece.flush()
-        entry = entry._replace(size=size, digest=whole.hexdigest())
-        self._manifest.write(manifest.entry_line(entry, None, parts.finish()))
-        self._manifest.writelines(parts.drain())
-        if self._resolved is not None:
-            self._resolved.write(manifest.entry_line(entry, None, resolved.finish()))
-            self._resolved.writelines(resolved.drain())
+        with closing(PartsWriter()) as parts, closing(PartsWriter()) as resolved:
+            for chunk in chunks(stream):
+                digest = blake3(chunk)
+                whole.update(chunk)
+                held = table.find(digest.digest()) if table is not None else None
+                if held is None:
+                    parts.data(piece.take(chunk), len(chunk), digest.hexdigest())
+                    if piece.length >= limit:
+                        piece.flush()
+                else:
+                    parts.copy(held, len(chunk))
+                resolved.data(size, len(chunk), digest.hexdigest())
+                size += len(chunk)
+            piece.flush()
+            entry = entry._replace(size=size, digest=whole.hexdigest())
+            self._manifest.write(manifest.entry_line(entry, None, parts.finish()))
+            self._manifest.writelines(parts.drain())
+            if self._resolved is not None:
+                self._resolved.write(manifest.entry_line(entry, None, resolved.finish()))
+                self._resolved.writelines(resolved.drain())
         return entry
 
     def _zeros(self, count: int) -> None:

@@ -38,7 +38,8 @@ from holdfast.repository.archive._run import ArchiveRun
 from holdfast.repository.archive._verify import verify_content
 from holdfast.repository.base import Pieces, RunPlan, StoredBackup
 from holdfast.state import LocalState
-from holdfast.storage.base import RandomAccess, Storage, Upload
+from holdfast.storage.base import OpenObject, Storage, Upload
+from holdfast.streams import RandomAccess
 
 _READ = 1 << 20
 
@@ -342,9 +343,11 @@ class ArchiveRepository(Catalog):
                 run.warnings.append(f"the list of {metadata.backup_id} could not be kept: {error.strerror}")
             return metadata
 
+        upload = self._storage.create(names.archive_name(started.backup_id, encrypted=self._seal.encrypt))
+        stack.callback(upload.abort)
         run = ArchiveRun(
             header,
-            self._storage.create(names.archive_name(started.backup_id, encrypted=self._seal.encrypt)),
+            upload,
             level=self._level,
             recipients=recipients,
             max_bytes=plan.max_bytes,
@@ -402,7 +405,7 @@ class ArchiveRepository(Catalog):
         except StorageError as second:
             error.add_note(f"The failure could not be recorded either: {second}")
 
-    def _open_file(self, name: str) -> RandomAccess:
+    def _open_file(self, name: str) -> OpenObject:
         try:
             return self._storage.open(name)
         except FileNotFoundError:
