@@ -32,11 +32,19 @@ from conformance.trees import (
     symlink,
     tree,
 )
-from holdfast.errors import CorruptBackup, KeyWrong, SizeLimitExceeded, SourceChanged, SourceUnreadable
+from holdfast.errors import (
+    CorruptBackup,
+    KeyWrong,
+    ParentMissing,
+    SizeLimitExceeded,
+    SourceChanged,
+    SourceUnreadable,
+)
 from holdfast.model import BackupMetadata
 from holdfast.repository.base import RunPlan
 
-TORTURE = os.environ.get("HOLDFAST_TORTURE") == "1"
+REFUSALS = (CorruptBackup, KeyWrong, ParentMissing)
+"""What damage may be told as. ParentMissing: where the parent's id in the metadata is hit."""
 
 BEFORE = models(
     file("files/models/a", b"before"),
@@ -198,8 +206,11 @@ class KilledRunSuite:
     def ground(self) -> Ground:
         raise NotImplementedError
 
+    @pytest.mark.parametrize("share", [0.4, pytest.param(1, marks=pytest.mark.torture)])
     @pytest.mark.parametrize("type_", ["full", "incremental"])
-    def test_the_run_after_a_killed_one_clears_it_away(self, ground: Ground, tmp_path: Path, type_: str) -> None:
+    def test_the_run_after_a_killed_one_clears_it_away(
+        self, ground: Ground, tmp_path: Path, type_: str, share: float
+    ) -> None:
         full = store(ground.repository(), BEFORE)
         ground.clock.forward()
         parent = full if type_ == "incremental" else None
@@ -211,8 +222,7 @@ class KilledRunSuite:
 
         total = self.run_in_child(back_up, kill_at=None)
         assert total > 20
-        points = range(1, total + 1) if TORTURE else sorted(random.Random(type_).sample(range(1, total + 1), 18))
-        for point in points:
+        for point in random.Random(type_).sample(range(1, total + 1), round(total * share)):
             self.reset(tmp_path, pristine)
             assert self.run_in_child(back_up, kill_at=point) == -signal.SIGKILL
             found = ground.repository().backups()
@@ -267,9 +277,6 @@ class KilledRunSuite:
 class DamageSuite:
     """Whatever happens to the stored bytes, nothing wrong ever comes out of them."""
 
-    flips = 200
-    cuts = 60
-
     @pytest.fixture
     def ground(self) -> Ground:
         raise NotImplementedError
@@ -281,13 +288,14 @@ class DamageSuite:
         ground.clock.forward()
         return [full, store(ground.repository(), AFTER, parent=full)]
 
+    @pytest.mark.parametrize("flips", [100, pytest.param(3000, marks=pytest.mark.torture)])
     @pytest.mark.parametrize("level", [0, 1], ids=["full", "incremental"])
     def test_a_flipped_byte_is_found_wherever_it_is(
-        self, ground: Ground, chain: list[BackupMetadata], level: int
+        self, ground: Ground, chain: list[BackupMetadata], level: int, flips: int
     ) -> None:
         chance = random.Random(level)
         *data, metadata = ground.files_of(chain[level])
-        for path in [*(chance.choice(data) for _ in range(self.flips // 2)), *[metadata] * (self.flips // 2)]:
+        for path in [*(chance.choice(data) for _ in range(flips)), *[metadata] * flips]:
             whole = path.read_bytes()
             # Half of them where headers, manifests and trailers are.
             near_an_end = chance.random() < 0.5
@@ -302,16 +310,17 @@ class DamageSuite:
                 path.write_bytes(whole)
         self.assert_whole(ground, chain)
 
+    @pytest.mark.parametrize("cuts", [30, pytest.param(1000, marks=pytest.mark.torture)])
     @pytest.mark.parametrize("level", [0, 1], ids=["full", "incremental"])
     def test_truncation_is_found_at_any_length(
-        self, ground: Ground, chain: list[BackupMetadata], level: int
+        self, ground: Ground, chain: list[BackupMetadata], level: int, cuts: int
     ) -> None:
         chance = random.Random(level)
         for path in ground.files_of(chain[level]):
             whole = path.read_bytes()
             lengths = {0, 1, 2, 17, 18, len(whole) - 1, len(whole) - 2}
-            lengths |= {chance.randrange(len(whole)) for _ in range(self.cuts // 2)}
-            lengths |= {len(whole) - 1 - chance.randrange(min(2000, len(whole))) for _ in range(self.cuts // 2)}
+            lengths |= {chance.randrange(len(whole)) for _ in range(cuts)}
+            lengths |= {len(whole) - 1 - chance.randrange(min(2000, len(whole))) for _ in range(cuts)}
             for length in sorted(lengths):
                 path.write_bytes(whole[:length])
                 try:
@@ -346,7 +355,7 @@ class DamageSuite:
             try:
                 again = ground.repository().find(metadata.backup_id)
                 assert_holds(ground.repository(), again, trees)
-            except (CorruptBackup, KeyWrong):
+            except REFUSALS:
                 continue
             except AssertionError as error:
                 raise AssertionError(f"{what}: something else came out") from error
@@ -358,7 +367,7 @@ class DamageSuite:
             again = repository.find(metadata.backup_id)
             for level in repository.chain(again):
                 repository.verify(level, deep=deep, progress=ignore_progress)
-        except (CorruptBackup, KeyWrong):
+        except REFUSALS:
             return True
         if deep:
             assert vital(again) == vital(metadata), f"{what}: the metadata lies, and nobody noticed"

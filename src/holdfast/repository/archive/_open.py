@@ -100,6 +100,40 @@ class OpenArchive:
             raise CorruptBackup(f"{self.name}: its metadata and its manifest contradict each other")
 
 
+def _load(source: RandomAccess, metadata: BackupMetadata | None, name: str) -> tuple[IO[bytes], str, int]:
+    location = metadata.manifest if metadata is not None else None
+    tar = TarStream(stream(source, location.compressed_offset if location else 0))
+    member = tar.advance()
+    if location is None:
+        while member is not None and member.path != manifest.NAME:
+            member = tar.advance()
+    if member is None or member.path != manifest.NAME:
+        raise CorruptBackup(f"{name} has no manifest: it is no backup of ours, or it is truncated")
+    if member.size > _MANIFEST_LIMIT or (location is not None and member.size != location.size):
+        raise CorruptBackup(f"{name}: the manifest is not as long as it should be")
+    if member.size > free_bytes(temp_directory()):
+        raise NoSpace(
+            f"{temp_directory()} has no room for the manifest's {member.size} bytes", hint="Set TMPDIR."
+        )
+    digest = hashlib.sha256()
+    file = private_file()
+    try:
+        since_newline = 0
+        for piece in tar.content():
+            newline = bytes(piece).rfind(b"\n")
+            since_newline = since_newline + len(piece) if newline < 0 else len(piece) - newline
+            if since_newline > 4 * manifest.LINE_LIMIT:
+                raise CorruptBackup(f"{name}: the manifest has an absurdly long line")
+            digest.update(piece)
+            file.write(piece)
+        if location is not None and digest.hexdigest() != location.digest:
+            raise CorruptBackup(f"{name}: the manifest is not the one that its metadata names")
+    except BaseException:
+        file.close()
+        raise
+    return file, digest.hexdigest(), member.size
+
+
 class _At(io.RawIOBase):
     """A file from an offset, without moving the place where others read it."""
 
