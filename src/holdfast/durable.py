@@ -23,9 +23,9 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a 0600 file whole, atomically and durably."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def replace_file(path: Path, data: bytes, *, temporary: Path | None = None) -> None:
+    """Writes a 0600 file whole, atomically and durably. `temporary`: its name until it is whole."""
+    temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as file:
