@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from conformance.source import SECRET, SourceConformance
-
 from holdfast.clock import Clock
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.sqlite import SqliteSource, SqliteSwap, SqliteTarget

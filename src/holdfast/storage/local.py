@@ -37,17 +37,14 @@ class LocalStorage:
         with explained(f"cannot write to {self.directory}"):
             self._make(target.parent)
             self._make(self.directory / _TEMP)
-            return LocalUpload(
-                self.directory / _TEMP / f"{target.name}.{secrets.token_hex(4)}.partial",
-                target,
-                replace=replace,
-            )
+            return LocalUpload(self._partial(target), target, replace=replace)
 
     def put(self, name: str, data: bytes) -> None:
         target = self._path(name)
         with explained(f"cannot write {target}"):
             self._make(target.parent)
-            replace_file(target, data)
+            self._make(self.directory / _TEMP)
+            replace_file(target, data, temporary=self._partial(target))
 
     def open(self, name: str) -> LocalFile:
         return LocalFile(self._path(name))
@@ -104,6 +101,9 @@ class LocalStorage:
         if name.startswith("/") or ".." in name.split("/") or "\0" in name:
             raise StorageError(f"{name!r} is not a name in a storage")
         return self.directory / name
+
+    def _partial(self, target: Path) -> Path:
+        return self.directory / _TEMP / f"{target.name}.{secrets.token_hex(4)}.partial"
 
     def _make(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

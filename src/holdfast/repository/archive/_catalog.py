@@ -23,6 +23,9 @@ from holdfast.storage.base import Storage
 RUNNING = "running"
 """The status of a backup while it is made; left behind by a run that was killed."""
 
+DAMAGED = "damaged"
+"""The status that stands for a metadata file that cannot be read."""
+
 _METADATA_LIMIT = 1 << 20
 
 
@@ -44,6 +47,10 @@ class Catalog:
     def find(self, reference: str) -> BackupMetadata:
         if is_backup_id(reference) and self._storage.exists(names.metadata_name(reference)):
             metadata = self._load(names.metadata_name(reference))
+            if metadata.status == DAMAGED:
+                raise CorruptBackup(
+                    metadata.error_message or reference, hint="`holdfast repair` can make it again."
+                )
             if not metadata.is_good:
                 raise BackupNotFound(
                     f"{reference} is the record of a backup that failed: {metadata.error_message or metadata.status}"
@@ -120,7 +127,7 @@ class Catalog:
                 size_bytes=0,
                 checksum="",
                 components=(),
-                status="damaged",
+                status=DAMAGED,
                 error_message=str(error),
             )
 

@@ -28,7 +28,7 @@ from holdfast.model import (
 )
 from holdfast.repository.archive import _lists as lists
 from holdfast.repository.archive import _names as names
-from holdfast.repository.archive._catalog import RUNNING, Catalog
+from holdfast.repository.archive._catalog import DAMAGED, RUNNING, Catalog
 from holdfast.repository.archive._chain import StoredArchive
 from holdfast.repository.archive._lists import LARGE
 from holdfast.repository.archive._manifest import Header
@@ -185,13 +185,12 @@ class ArchiveRepository(Catalog):
         return changed
 
     def orphans(self) -> list[str]:
-        """The names of archives that have lost their metadata."""
+        """The names of archives whose metadata is lost, or damaged."""
         return [
             name
             for directory in names.DIRECTORIES.values()
             for name in self._storage.names(directory)
-            if (backup_id := names.archive_id(name))
-            and not self._storage.exists(names.metadata_name(backup_id))
+            if (backup_id := names.archive_id(name)) and not self._has_metadata(backup_id)
         ]
 
     def rebuild_list(self, metadata: BackupMetadata) -> bool:
@@ -277,6 +276,10 @@ class ArchiveRepository(Catalog):
             tool=self._tool,
             clock=self._clock,
         )
+
+    def _has_metadata(self, backup_id: str) -> bool:
+        name = names.metadata_name(backup_id)
+        return self._storage.exists(name) and self._load(name).status != DAMAGED
 
     def _running(self, plan: RunPlan) -> BackupMetadata:
         return BackupMetadata(
