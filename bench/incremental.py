@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.measure import Contender, Sample, in_turns
-from bench.programs import Borg, Holdfast, Peers, Restic
+from bench.programs import EVERYTHING, Borg, Holdfast, Peers, Restic
 from bench.report import Goal, Result, Table
 from bench.workspace import Workspace, make_data, warm
 
@@ -26,7 +26,7 @@ def _small_change(space: Workspace, runs: int) -> tuple[Table, Goal]:
     service = space.copy(space.service(), "live")
     log = _one_log(service / "logs")
     holdfast = Holdfast(service, space.fresh("holdfast"))
-    full = in_turns(1, [Contender("holdfast, full", holdfast.backup)])
+    full = in_turns(1, [Contender("holdfast, full", partial(holdfast.backup, *EVERYTHING))])
 
     def changed() -> Sample:
         with closing(sqlite3.connect(service / "service.db")) as connection, connection:
@@ -36,7 +36,7 @@ def _small_change(space: Workspace, runs: int) -> tuple[Table, Goal]:
             )
         with log.open("ab") as file:
             file.write(b'{"level": "INFO", "message": "one more line"}\n')
-        return holdfast.backup("--incremental")
+        return holdfast.backup("--incremental", *EVERYTHING)
 
     rows = in_turns(runs, [Contender("holdfast, incremental", changed)])
     table = Table(
@@ -54,8 +54,8 @@ def _small_change(space: Workspace, runs: int) -> tuple[Table, Goal]:
 def _day(space: Workspace, peers: Peers) -> Table:
     service = space.copy(space.service(), "live")
     holdfast = Holdfast(service, space.fresh("holdfast"))
-    holdfast.backup()
-    contenders = [Contender("holdfast", lambda: holdfast.backup("--incremental"))]
+    holdfast.backup(*EVERYTHING)
+    contenders = [Contender("holdfast", lambda: holdfast.backup("--incremental", *EVERYTHING))]
     for name in filter(peers.have, ("restic", "borg")):
         kind = Restic if name == "restic" else Borg
         peer = kind(peers.programs[name], space.fresh(name))

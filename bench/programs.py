@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.measure import Sample, run
 from bench.workspace import size_of
 
-_EVERYTHING = [f"--component={name}" for name in ("database", "models", "config", "logs")]
+EVERYTHING = [f"--component={name}" for name in ("database", "models", "config", "logs")]
 _NAMES = ("tar", "pigz", "gzip", "restic", "borg")
 
 
@@ -55,13 +55,10 @@ class Holdfast:
         other.__dict__ |= self.__dict__ | {"service": service}
         return other
 
-    def backup(self, *options: str, components: list[str] = _EVERYTHING) -> Sample:
-        sample = self.run("backup", "--json", *components, *options)
+    def backup(self, *options: str) -> Sample:
+        """Whatever is there, unless components are named."""
+        sample = self.run("backup", "--json", *options)
         return sample.storing(json.loads(self.output())["size_bytes"])
-
-    def models(self, *options: str) -> Sample:
-        """A full or incremental backup of models/ alone."""
-        return self.backup(*options, components=["--component=models"])
 
     def output(self) -> str:
         """What the last command has printed."""

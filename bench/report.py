@@ -65,7 +65,7 @@ class Goal:
 
 def speed_goal(table: Table, name: str, peer: str, factor: float = 1) -> Goal:
     """`name` takes at most 1/`factor` of the time of `peer`."""
-    text = f"{name}: at least {factor:g}x as fast as {peer}"
+    text = f"{table.title}: {name} at least {factor:g}x as fast as {peer}"
     mine, theirs = table.row(name), table.row(peer)
     if mine is None or theirs is None:
         return Goal(text, f"{peer} is missing", None)
@@ -75,7 +75,7 @@ def speed_goal(table: Table, name: str, peer: str, factor: float = 1) -> Goal:
 
 def size_goal(table: Table, name: str, peer: str) -> Goal:
     """`name` stores no more than `peer`."""
-    text = f"{name}: stores no more than {peer}"
+    text = f"{table.title}: {name} stores no more than {peer}"
     mine, theirs = table.row(name), table.row(peer)
     if mine is None or theirs is None or not mine.stored or not theirs.stored:
         return Goal(text, f"{peer} is missing", None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.checks import same_tree
 from bench.measure import Contender, Sample, in_turns
-from bench.programs import Borg, Holdfast, Peers, Restic
+from bench.programs import EVERYTHING, Borg, Holdfast, Peers, Restic
 from bench.report import Goal, Result, Table, size_goal, speed_goal
 from bench.workspace import Workspace, size_of, warm
 
@@ -21,7 +21,7 @@ def archive(space: Workspace, peers: Peers, runs: int, names: Collection[str]) -
     service = space.service()
 
     def holdfast(encrypt: bool) -> Sample:
-        return Holdfast(service, space.fresh("holdfast"), encrypt=encrypt).backup()
+        return Holdfast(service, space.fresh("holdfast"), encrypt=encrypt).backup(*EVERYTHING)
 
     contenders, goals = [], []
     if "archive-plain" in names:
@@ -62,7 +62,7 @@ def reading(space: Workspace, peers: Peers, runs: int, names: Collection[str]) -
     encrypted = Holdfast(service, space.fresh("encrypted"), encrypt=True)
     checks = []
     for holdfast in (plain, encrypted):
-        holdfast.backup()
+        holdfast.backup(*EVERYTHING)
         warm(holdfast.backups)
     if peers.have("gzip"):
         peers.test(plain.archive())

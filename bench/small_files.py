@@ -26,11 +26,11 @@ def small_files(space: Workspace, peers: Peers, runs: int, names: Collection[str
 
     def again(level: int) -> Sample:
         last = Holdfast(service, space.path(f"level-{level}"), level=level)
-        return last.models("--incremental")
+        return last.backup("--incremental")
 
     packing = [
-        Contender("holdfast, level 6", lambda: holdfast(6).models()),
-        Contender("holdfast, level 9", lambda: holdfast(9).models()),
+        Contender("holdfast, level 6", lambda: holdfast(6).backup()),
+        Contender("holdfast, level 9", lambda: holdfast(9).backup()),
     ]
     repeating = [Contender("holdfast", lambda: again(9))]
     restored = space.path("restored") / "service"

@@ -21,7 +21,7 @@ def start(space: Workspace, peers: Peers, runs: int, names: Collection[str]) -> 
     service = space.fresh("service")
     (service / "settings.yaml").write_text("log_level: INFO\n")
     holdfast = Holdfast(service, space.fresh("holdfast"))
-    holdfast.backup(components=["--component=config"])
+    holdfast.backup()
     [original] = holdfast.backups.glob("*/*.metadata.json")
     metadata = json.loads(original.read_text())
     kind = metadata["backup_id"].partition("_")[0]

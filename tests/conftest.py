@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 # The assertions of the suites are explained as those of the tests that subclass them are.
-pytest.register_assert_rewrite("conformance")
+pytest.register_assert_rewrite("conformance", "installed")
 
 TORTURE = os.environ.get("HOLDFAST_TORTURE") == "1"
 

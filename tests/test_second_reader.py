@@ -90,8 +90,11 @@ class Archive:
         self.header, *self.lines, end = lines
         self.end = end["end"]
         assert self.header["holdfast"] == 1
-        for field, name in (("id", "backup_id"), ("type", "type"), ("parent", "parent")):
-            assert self.header.get(field) == self.metadata.get(name)
+        renamed = {"id": "backup_id", "time": "timestamp", "bytes": "source_bytes"}
+        for field in ("id", "type", "parent", "time", "host", "tool", "components", "tags"):
+            assert self.header.get(field) == self.metadata.get(renamed.get(field, field))
+        for field in ("entries", "bytes"):
+            assert self.end[field] == self.metadata[renamed.get(field, field)]
         blocks = [tuple(block) for line in self.lines for block in line.get("blocks", ())]
         assert all(0 < raw <= 16 * MIB and 0 < packed <= raw + raw // 256 + 64 for packed, raw in blocks)
         self._packed = list(accumulate((packed for packed, _ in blocks), initial=10))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def shell(script: str) -> Done:
     return run(["bash", "-e", "-c", script])
 
 
-def at_terminal(command: list[str], answer: str, *, question: str = "[y/N] ") -> Done:
+def at_terminal(command: list[str], answer: str) -> Done:
     """Runs a program at a terminal, and answers its question. `out` is all that the terminal shows."""
     ours, theirs = pty.openpty()
     try:
@@ -69,22 +70,29 @@ def at_terminal(command: list[str], answer: str, *, question: str = "[y/N] ") ->
         )
     finally:
         os.close(theirs)
-    shown = b""
-    answered = False
-    try:
-        with child:
+    shown, answered = b"", False
+    with child:
+        try:
             while piece := _read(ours):
                 shown += piece
-                if not answered and question.encode() in shown:
+                if not answered and b"?" in shown.replace(_HIDE_CURSOR, b""):
                     os.write(ours, answer.encode() + b"\n")
                     answered = True
-    finally:
-        os.close(ours)
+            child.wait(PATIENCE)
+        finally:
+            child.kill()
+            os.close(ours)
     assert answered, f"it never asked: {shown!r}"
     return Done(child.returncode, shown.decode(), "")
 
 
+_HIDE_CURSOR = b"\x1b[?25l"
+
+
 def _read(terminal: int) -> bytes:
+    """What a terminal shows next; nothing once its program has ended, or says nothing for long."""
+    if not select.select([terminal], [], [], PATIENCE)[0]:
+        return b""
     try:
         return os.read(terminal, 1 << 16)
     except OSError:  # Linux says EIO once nobody is at the other side any more

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 from conformance.ground import Ground, ignore_progress
@@ -220,11 +217,11 @@ class KilledRunSuite:
         def back_up() -> None:
             store(ground.repository(), AFTER, parent=parent)
 
-        total = self.run_in_child(back_up, kill_at=None)
+        total = forks.count_calls(back_up)
         assert total > 20
         for point in random.Random(type_).sample(range(1, total + 1), round(total * share)):
             self.reset(tmp_path, pristine)
-            assert self.run_in_child(back_up, kill_at=point) == -signal.SIGKILL
+            assert not forks.run_killed(back_up, point)
             found = ground.repository().backups()
             good = [metadata for metadata in found if metadata.is_good]
             assert good[-1] == full
@@ -245,33 +242,6 @@ class KilledRunSuite:
             if path != pristine:
                 shutil.rmtree(path)
         shutil.copytree(pristine, place, dirs_exist_ok=True)
-
-    def run_in_child(self, work: Callable[[], None], *, kill_at: int | None) -> int:
-        """Runs `work` in another process, which dies at its `kill_at`-th call of the operating system that names
-        a file. Returns the signal that ended it, negative; or how many such calls there were."""
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                calls = 0
-
-                def watch(event: str, arguments: tuple[Any, ...]) -> None:
-                    nonlocal calls
-                    if event in ("open", "fcntl.flock") or event.startswith(("os.", "shutil.", "tempfile.")):
-                        calls += 1
-                        if calls == kill_at:
-                            os.kill(os.getpid(), signal.SIGKILL)
-
-                sys.addaudithook(watch)
-                work()
-                os.write(writer, b"%d" % calls)
-            finally:
-                os._exit(0)
-        os.close(writer)
-        said = os.read(reader, 100)
-        os.close(reader)
-        _, status = os.waitpid(child, 0)
-        return int(said) if said else -os.WTERMSIG(status)
 
 
 class DamageSuite:

@@ -123,9 +123,9 @@ def test_whole_may_be_more_than_one_listing(live: Path) -> None:
     fill(live, "old", names)
     swap = prepare(live, None, new=names[::2])
     swap.apply()
-    assert content(live) == {name: ("file", b"new") for name in names[::2]}
+    assert content(live) == dict.fromkeys(names[::2], ("file", b"new"))
     swap.revert()
-    assert content(live) == {name: ("file", b"old") for name in names}
+    assert content(live) == dict.fromkeys(names, ("file", b"old"))
 
 
 def test_whole_takes_the_attributes_of_the_directory_along(live: Path) -> None:
@@ -151,6 +151,23 @@ def test_whole_takes_the_attributes_of_the_directory_along(live: Path) -> None:
     swap.settle()
     again(swap).reversed().apply()
     assert attributes() == (0o750, 1_000_000_001)
+
+
+def test_extended_attributes_of_the_directory_change_and_come_back(tmp_path: Path) -> None:
+    live = tmp_path / "live"
+    fill(live, "old", ["file"])
+    try:
+        os.setxattr(live, "user.old", b"1")
+    except (OSError, AttributeError):
+        pytest.skip("the file system has none")
+    (live / PLACE).mkdir(mode=0o700)
+    fill(live / PLACE / "staged", "new", ["file"])
+    os.setxattr(live / PLACE / "staged", "user.new", b"2")
+    swap = RenameSwap.prepare(live / PLACE, None)
+    swap.apply()
+    assert os.listxattr(live) == ["user.new"]
+    again(swap).revert()
+    assert os.listxattr(live) == ["user.old"]
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["names", "whole"])

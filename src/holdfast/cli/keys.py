@@ -55,7 +55,8 @@ def rotate(
         if as_json:
             print_json({"rotated": rotated})
         else:
-            say(f"{rotated} archives have the new key. Copies of them elsewhere still have the old one.")
+            archives = "1 archive has" if rotated == 1 else f"{rotated} archives have"
+            say(f"{archives} the new key. What was copied elsewhere still has the old one.")
 
 
 @app.command()

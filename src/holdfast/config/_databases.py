@@ -31,12 +31,15 @@ class DatabaseSpec:
     """A database to back up."""
 
     name: str
-    url: URL = field(repr=False)
+    url: URL | None = field(repr=False)
+    """None for a SQLite file that was found."""
+    file: Path | None = None
+    """That file."""
 
     @property
     def dialect(self) -> str:
         """``sqlite``, ``postgresql``…: what comes before a driver."""
-        return self.url.get_backend_name()
+        return "sqlite" if self.url is None else self.url.get_backend_name()
 
     def sqlite_path(self, root: Path) -> Path:
         """The absolute path of a SQLite database; a relative one is relative to `root`.
@@ -45,6 +48,9 @@ class DatabaseSpec:
         (https://www.sqlite.org/uri.html). Raises ConfigError for another dialect, for a database in memory,
         and for a URL with a host.
         """
+        if self.url is None:
+            assert self.file is not None
+            return self.file
         if self.dialect != "sqlite":
             raise ConfigError(
                 f"database {self.name} is {self.dialect}, and this version backs up SQLite only",
@@ -118,11 +124,8 @@ def _lying_in(root: Path) -> tuple[DatabaseSpec, ...]:
             hint=f"Choose with DATABASE_URL=sqlite:///{found[0].name}, "
             "or name each of them in holdfast.toml: [database.main] with its url.",
         )
-    if not found:
-        return ()
-    from sqlalchemy import URL
-
-    return (DatabaseSpec(MAIN, URL.create("sqlite", database=str(found[0]))),)
+    # Without a URL: SQLAlchemy, which would parse one, takes longer to load than everything else.
+    return tuple(DatabaseSpec(MAIN, None, path) for path in found)
 
 
 def _parse(name: str, url: SecretStr) -> URL:

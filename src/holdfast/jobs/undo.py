@@ -30,7 +30,10 @@ def undo(installation: Installation, emit: Emit, *, confirm: Confirm) -> Kept:
             hint="Add --confirm. What it replaces is kept in turn.",
         )
     undone = undo_transaction(state.service, SWAPS, installation.clock)
-    emit(Noted(f"the data is again as before the restore of {undone.subject}"))
+    if undone.verb == "undo":
+        emit(Noted(f"the undo is undone: the data is again as {undone.subject} has it"))
+    else:
+        emit(Noted(f"the data is again as before the restore of {undone.subject}"))
     state.record(
         {
             "time": timestamp(installation.clock()),

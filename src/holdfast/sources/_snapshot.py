@@ -103,7 +103,12 @@ def take_snapshot(path: Path, *, timeout: float) -> Snapshot:
     path = Path(os.path.realpath(path))
     with ExitStack() as stack, explained_database(DOING, path, timeout):
         file, writer, reader = _scratch(path, stack)
-        _fill(path, writer, timeout)
+        try:
+            _fill(path, writer, timeout)
+        except sqlite3.OperationalError as error:
+            if code_of(error) == sqlite3.SQLITE_FULL:
+                raise _no_room(path) from error
+            raise
         writer.close()
         facts = _inspect(path, reader, file)
         reader.close()
@@ -115,13 +120,8 @@ def _scratch(path: Path, stack: ExitStack) -> tuple[FileIO, sqlite3.Connection, 
     """A private file without a name, and two connections to it. SQLite opens only what has a name, so both are made
     in the instant when there is one and the file is empty."""
     directory = temp_directory()
-    needed = sum(_size_of(path, suffix) for suffix in ("", "-wal"))
-    if free_bytes(directory) < needed:
-        raise NoSpace(
-            f"{DOING} failed: a snapshot of {shown(str(path))} takes up to {needed} bytes, and {directory} has "
-            f"{free_bytes(directory)} left",
-            hint=f"Free some space in {directory}, or set TMPDIR to a directory with room.",
-        )
+    if free_bytes(directory) < _needed(path):
+        raise _no_room(path)
     with explained(f"{DOING} failed: cannot write to {directory}"):
         descriptor, name = tempfile.mkstemp(prefix="holdfast-", dir=directory)
     try:
@@ -134,11 +134,24 @@ def _scratch(path: Path, stack: ExitStack) -> tuple[FileIO, sqlite3.Connection, 
     return file, writer, reader
 
 
+def _no_room(path: Path) -> NoSpace:
+    directory = temp_directory()
+    return NoSpace(
+        f"{DOING} failed: a snapshot of {shown(str(path))} takes up to {_needed(path)} bytes, and {directory} has "
+        f"{free_bytes(directory)} left",
+        hint=f"Free some space in {directory}, or set TMPDIR to a directory with room.",
+    )
+
+
+def _needed(path: Path) -> int:
+    return _size_of(path, "") + _size_of(path, "-wal")
+
+
 def _size_of(path: Path, suffix: str) -> int:
     try:
         return os.stat(f"{path}{suffix}").st_size
-    except FileNotFoundError:
-        return 0
+    except OSError:
+        return 0  # SQLite will say what is wrong
 
 
 def _fill(path: Path, writer: sqlite3.Connection, timeout: float) -> None:

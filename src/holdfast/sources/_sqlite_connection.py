@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -23,6 +24,7 @@ from holdfast.sources._directories import shown
 
 STEP_BYTES = 16 * 1024 * 1024
 """Copied between two looks at what else there is to do."""
+POLL_SECONDS = 0.001
 
 DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -77,6 +79,58 @@ def give_up_when_busy(status: int) -> None:
         error = sqlite3.OperationalError("database is locked")
         error.sqlite_errorcode = status
         raise error
+
+
+def begin_writing(database: sqlite3.Connection, timeout: float) -> None:
+    """Begins a transaction with the write lock. Asks for it often: a busy writer lets go of it for an instant only,
+    and SQLite's own waiting, which comes to sleep for a tenth of a second, would miss that again and again."""
+    deadline = time.monotonic() + timeout
+    patience = pragma(database, "busy_timeout")
+    pragma(database, "busy_timeout=0")
+    while True:
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            break
+        except sqlite3.OperationalError as error:
+            if code_of(error) not in BUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(POLL_SECONDS)
+    pragma(database, f"busy_timeout={patience}")
+
+
+def copy_over(
+    source: sqlite3.Connection,
+    target: sqlite3.Connection,
+    pages: int,
+    between: Callable[[], None] = lambda: None,
+    *,
+    patience: float = 0.0,
+) -> None:
+    """Makes one database what the other is, so many pages a step, and does something after each step but the last.
+
+    A lock that others hold is asked for again and again, for `patience` seconds. Raises sqlite3.Error; the target
+    is then as it was.
+    """
+    deadline = time.monotonic() + patience
+
+    def progress(status: int, remaining: int, total: int) -> None:
+        if time.monotonic() >= deadline:
+            give_up_when_busy(status)
+        if status == sqlite3.SQLITE_OK:
+            between()
+
+    source.backup(target, pages=pages, progress=progress, sleep=POLL_SECONDS)
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether SQLite cannot even begin to read a database. A connection that may write would apply the log to such
+    a file, or delete it; one that only reads leaves all as it is."""
+    try:
+        with closing(connect(path, "ro")) as database:
+            pragma(database, "schema_version")
+    except sqlite3.DatabaseError as error:
+        return code_of(error) in DAMAGED
+    return False
 
 
 def find_damage(connection: sqlite3.Connection, *, deep: bool) -> str | None:

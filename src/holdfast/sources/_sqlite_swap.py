@@ -29,8 +29,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -44,10 +43,12 @@ from holdfast.sources._snapshot import Snapshot, take_snapshot
 from holdfast.sources._sqlite_connection import (
     BUSY,
     DAMAGED,
+    begin_writing,
     code_of,
     connect,
+    copy_over,
     explained_database,
-    give_up_when_busy,
+    is_damaged,
     make_scratch,
     pages_per_step,
     pragma,
@@ -112,7 +113,7 @@ class _State:
         try:
             with closing(connect(part, "rw")) as target:
                 make_scratch(target)
-                _copy(source, target, pages_per_step(source))
+                copy_over(source, target, pages_per_step(source))
             _take_on(part, (attributes.st_mode, attributes.st_uid, attributes.st_gid))
             os.fsync(descriptor)
         finally:
@@ -125,8 +126,8 @@ class SqliteSwap:
     """A staged SQLite database for a live one. Implements `holdfast.transaction.Swap`.
 
     `place` is a private directory on the file system of `live`, with the staged database in ``0/copy.db``.
-    `timeout` is in seconds: so long locks of others are waited for, and once more when the live file then has to be
-    replaced. `attributes` are for a staged file that is moved in; None: it has them already.
+    `timeout` is in seconds: so long each lock that others hold is waited for. `attributes` are for a staged file
+    that is moved in; None: it has them already.
     Raises DatabaseBusy, DatabaseError, RestoreError, NoSpace; whatever was raised, `revert` puts right.
     """
 
@@ -232,7 +233,7 @@ class SqliteSwap:
     def _staged_copy(self) -> Path | None:
         """What is to come, as one whole file; None where that is no readable database, or none at all."""
         coming = self._coming
-        if not coming.copy.exists() and coming.moved.exists() and not _is_damaged(coming.moved):
+        if not coming.copy.exists() and coming.moved.exists() and not is_damaged(coming.moved):
             with closing(connect(coming.moved, "rw", timeout=self._timeout)) as moved:
                 coming.keep(moved, os.stat(coming.moved))
         if coming.main is None and not coming.has(_ABSENT):
@@ -243,7 +244,7 @@ class SqliteSwap:
 
     def _write_through(self, source: Path, kept: _State | None) -> None:
         """Makes the live database what `source` is, and `kept` a copy of what it was. Raises _NoWayThrough."""
-        if _is_damaged(self._live):
+        if is_damaged(self._live):
             raise _NoWayThrough("it is damaged")
         try:
             with (
@@ -268,13 +269,15 @@ class SqliteSwap:
         """With a rollback journal: an exclusive lock outlasts the transaction that took it, until the connection
         is closed (https://www.sqlite.org/pragma.html#pragma_locking_mode)."""
         pragma(live, "locking_mode=EXCLUSIVE")
+        begin_writing(live, self._timeout)
+        live.execute("COMMIT")  # no writer is left; this waits for the readers
         live.execute("BEGIN EXCLUSIVE")
         live.execute("COMMIT")
         if pragma(live, "journal_mode") != "wal":
             pragma(live, "journal_mode=TRUNCATE")  # under such a lock the journal is not deleted
         if kept is not None:
             kept.keep(live, os.stat(self._live))
-        _copy(staged, live, pages_per_step(staged))
+        copy_over(staged, live, pages_per_step(staged))
         _unlink(f"{self._live}-journal")  # it is empty, and ours as long as the lock is
 
     def _write_to_log(self, staged: sqlite3.Connection, live: sqlite3.Connection, kept: _State | None) -> None:
@@ -293,7 +296,8 @@ class SqliteSwap:
                     kept.keep(reader, os.stat(self._live))
                     kept = None
 
-            _copy(staged, live, min(pages - 1, pages_per_step(staged)), keep_once)
+            pragma(live, "busy_timeout=0")
+            copy_over(staged, live, min(pages - 1, pages_per_step(staged)), keep_once, patience=self._timeout)
 
     # As files
 
@@ -344,11 +348,11 @@ class SqliteSwap:
     def _writers_kept_out(self) -> Iterator[bool]:
         """Holds the write lock of the live database, where it is one. Gives whether all of it is in the main file.
         Raises sqlite3.OperationalError when others do not let go of the lock."""
-        if not os.path.lexists(self._live) or _is_damaged(self._live):
+        if not os.path.lexists(self._live) or is_damaged(self._live):
             yield False
             return
-        with closing(connect(self._live, "rw")) as live:
-            _begin(live, self._timeout)
+        with closing(connect(self._live, "rw", timeout=self._timeout)) as live:
+            begin_writing(live, self._timeout)
             yield pragma(live, "journal_mode") != "wal"
 
     # After a crash
@@ -365,48 +369,6 @@ class SqliteSwap:
             raise
         except (DatabaseError, SourceMissing):
             return True
-
-
-def _copy(
-    source: sqlite3.Connection,
-    target: sqlite3.Connection,
-    pages: int,
-    between: Callable[[], None] = lambda: None,
-) -> None:
-    """Copies a database over another, in steps. Raises sqlite3.Error; the target is then as it was."""
-
-    def progress(status: int, remaining: int, total: int) -> None:
-        give_up_when_busy(status)
-        if status == sqlite3.SQLITE_OK:
-            between()
-
-    source.backup(target, pages=pages, progress=progress)
-
-
-def _begin(database: sqlite3.Connection, timeout: float) -> None:
-    """Takes the write lock. A writer whom a reader holds up has it nearly all the time, and lets go for an instant
-    before it tries again; SQLite's own waiting, which sleeps for up to a tenth of a second, would miss that."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            database.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError as error:
-            if code_of(error) not in BUSY or time.monotonic() >= deadline:
-                raise
-        else:
-            return
-        time.sleep(0.001)
-
-
-def _is_damaged(path: Path) -> bool:
-    """Whether SQLite cannot even begin to read a database. A connection that may write would apply the log to such
-    a file, or delete it; one that only reads leaves all as it is."""
-    try:
-        with closing(connect(path, "ro")) as database:
-            pragma(database, "schema_version")
-    except sqlite3.DatabaseError as error:
-        return code_of(error) in DAMAGED
-    return False
 
 
 def _link(path: str, to: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from holdfast.errors import RestoreError
 from holdfast.sources._attributes import Attributes, AttributeWriter
+from holdfast.sources._content import read_xattrs
 from holdfast.sources._directories import READ_DIRECTORY, shown
 from holdfast.transaction import Swap, is_place_name, list_some, open_place, remove_place, restoring
 
@@ -30,7 +31,7 @@ class Side(NamedTuple):
     modes: dict[str, int]
     """Directories that must be made writable before they can be moved, and their modes."""
     top: Attributes | None
-    """What the live directory itself has, where all that is in it is replaced."""
+    """What the live directory itself has, where all that is in it is replaced, and it is ours."""
 
     def to_json(self) -> dict[str, Any]:
         return {**self._asdict(), "top": None if self.top is None else self.top.to_json()}
@@ -82,9 +83,16 @@ class RenameSwap:
             mode = stat.S_IMODE(os.stat(STAGED, dir_fd=ground.place, follow_symlinks=False).st_mode)
             os.chmod(STAGED, 0o700, dir_fd=ground.place)
             staged = ground.enter(STAGED)
-            top = Attributes.of_open(staged)._replace(mode=mode) if names is None else None
+            note, top = "", None
+            if names is None and ground.is_ours():
+                # Where all but root could not get in again, nothing could be taken back.
+                top = Attributes.of_open(staged)._replace(mode=mode if os.geteuid() == 0 else mode | 0o700)
+            elif names is None:
+                note = (
+                    f"{shown(str(place.parent))} keeps its own mode and owner: this user may not change them"
+                )
             new = Side(STAGED, _unmovable(staged, _listed(staged)), top)
-            return cls(place, chosen, new, ground.side(_KEPT, chosen))
+            return cls(place, chosen, new, ground.side(_KEPT, chosen), note)
 
     def to_journal(self) -> dict[str, Any]:
         names = None if self.names is None else list(self.names)
@@ -97,7 +105,7 @@ class RenameSwap:
 
     @classmethod
     def from_journal(cls, state: dict[str, Any], /) -> RenameSwap:
-        """See `holdfast.transaction.SwapKind`."""
+        """The inverse of `to_journal`. Believes nothing: raises KeyError, TypeError, ValueError."""
         place = Path(state["place"])
         if not place.is_absolute() or ".." in place.parts or not is_place_name(place.name):
             raise ValueError(f"{place} is not a private place")
@@ -178,6 +186,12 @@ class _Ground:
         self._stack.callback(os.close, descriptor)
         return descriptor
 
+    def is_ours(self) -> bool:
+        """Whether we may change the live directory's attributes, and change them back."""
+        status = os.fstat(self.live)
+        groups = {os.getegid(), *os.getgroups()}
+        return os.geteuid() == 0 or (status.st_uid == os.geteuid() and status.st_gid in groups)
+
     def has(self, name: str) -> bool:
         return _exists(name, self.place)
 
@@ -197,7 +211,7 @@ class _Ground:
 
     def side(self, directory: str, names: Sequence[str] | None) -> Side:
         """What is live now, as a side that will be kept in `directory`."""
-        top = Attributes.of_open(self.live) if names is None else None
+        top = Attributes.of_open(self.live) if names is None and self.is_ours() else None
         return Side(directory, _unmovable(self.live, _listed(self.live) if names is None else names), top)
 
     def live_names(self, names: Sequence[str] | None) -> Iterator[str]:
@@ -223,6 +237,8 @@ class _Ground:
             if _exists(name, self.live):
                 os.chmod(name, mode, dir_fd=self.live)
         if side.top is not None:
+            for extra in (read_xattrs(self.live) or {}).keys() - (side.top.xattrs or {}).keys():
+                os.removexattr(self.live, extra)
             AttributeWriter(lambda what, path: None).write(self.live, side.top, "")
 
     def _set_aside(self, name: str) -> None:

@@ -182,15 +182,15 @@ class _Writer:
         try:
             done = 0
             for piece in pieces:
-                done += len(piece)
+                offset, done = done, done + len(piece)
                 if done > size:
                     raise HostileBackup(
                         f"{shown(self.path)} holds more than the {size} bytes that it declares"
                     )
                 if sparse:
-                    _write_around_holes(descriptor, memoryview(piece), done - len(piece))
-                elif os.write(descriptor, piece) != len(piece):
-                    _write(descriptor, memoryview(piece), done - len(piece))
+                    _write_around_holes(descriptor, memoryview(piece), offset)
+                else:
+                    _write(descriptor, piece, offset)
             if done != size:
                 raise CorruptBackup(f"{shown(self.path)} holds {done} bytes and declares {size}")
             if sparse:
@@ -308,10 +308,9 @@ def _attributes(row: list[Any]) -> Attributes:
     return Attributes(mode, uid, gid, mtime_ns, decoded)
 
 
-def _write(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        count = os.pwrite(descriptor, data, offset)
-        data, offset = data[count:], offset + count
+def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    while (count := os.pwrite(descriptor, data, offset)) < len(data):
+        data, offset = memoryview(data)[count:], offset + count
 
 
 def _write_around_holes(descriptor: int, data: memoryview, offset: int) -> None:

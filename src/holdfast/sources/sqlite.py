@@ -16,8 +16,8 @@ from holdfast.errors import CorruptBackup, DatabaseError, RestoreError, SourceMi
 from holdfast.events import Emit
 from holdfast.model import Component, Entry, SourceRecord
 from holdfast.sources._content import RACY_NS
-from holdfast.sources._databases import MAGIC, state_beside
-from holdfast.sources._directories import Directory, OpenDirectories, shown
+from holdfast.sources._databases import LOGS, MAGIC
+from holdfast.sources._directories import shown
 from holdfast.sources._snapshot import DOING, Facts, Snapshot, take_snapshot
 from holdfast.sources._sqlite_connection import connect, find_damage
 from holdfast.sources._sqlite_swap import SqliteSwap
@@ -80,7 +80,7 @@ class SqliteSource:
             raise DatabaseError(f"{start}: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):
             raise DatabaseError(f"{start} is not a file")
-        token, logged_ns = state_beside(Directory(OpenDirectories()), path, status.st_size)
+        token, logged_ns = _state_of_logs(path, status.st_size)
         now_ns = int(self._clock().timestamp() * 1_000_000_000)
         return Entry(
             path=f"database/{self.name}.db",
@@ -104,6 +104,25 @@ class SqliteSource:
         stream = _closing(snapshot)
         next(stream)  # closing a generator that has not begun would not close the snapshot
         return entry._replace(size=snapshot.size), Content(snapshot.size, stream=stream)
+
+
+def _state_of_logs(path: str, size: int) -> tuple[str, int]:
+    """The token for the logs beside a database of `size` bytes, and when they last changed, in nanoseconds.
+
+    Their ctime is not part of the token: SQLite run by root changes it whenever it opens one, our own reading
+    included, because it gives the log to the owner of the database.
+    """
+    parts = []
+    changed_ns = 0
+    for suffix in LOGS:
+        try:
+            log = os.stat(f"{path}{suffix}")
+        except FileNotFoundError:
+            continue
+        if log.st_size:
+            parts.append(f"{suffix[1:]}:{log.st_size}:{log.st_mtime_ns}:{log.st_ino}")
+            changed_ns = max(changed_ns, log.st_mtime_ns, log.st_ctime_ns)
+    return ";".join([*parts, f"size:{size}"]) if parts else "", changed_ns
 
 
 class SqliteItem:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from holdfast.errors import StorageError
 
 _TEMP = "temp"
 _READ_BACK = 1 << 20
+_FLUSH = 128 << 20
 
 
 class LocalStorage:
@@ -144,6 +146,10 @@ class LocalUpload:
         self._seen_size = 0
         self._checksum = hashlib.sha256()
         self._buffer = memoryview(bytearray(_READ_BACK))
+        # Writes to the disk what was given to the system, so that little is left for the fsync at the end.
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="upload-flush")
+        self._flushes: list[Future[None]] = []
+        self._flushed = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data).cast("B")
@@ -155,11 +161,17 @@ class LocalUpload:
             self.size += done
             while self.size - self._seen_size >= _READ_BACK:
                 self._read_back()
+            if self.size - self._flushed >= _FLUSH:
+                self._flushed = self.size
+                self._flushes.append(self._flusher.submit(os.fsync, self._fd))
         return done
 
     def publish(self) -> str:
         try:
             with explained(f"cannot write {self._target}"):
+                # The system tells a failed write to one fsync, and to no later one.
+                for flush in self._flushes:
+                    flush.result()
                 os.fsync(self._fd)
                 while self._read_back():
                     pass
@@ -177,6 +189,7 @@ class LocalUpload:
 
     def abort(self) -> None:
         if self._fd >= 0:
+            self._flusher.shutdown(cancel_futures=True)
             os.close(self._fd)
             self._fd = -1
             self._partial.unlink(missing_ok=True)

@@ -30,19 +30,21 @@ InflateError = cast("type[Exception]", isal_zlib.error)
 RAW_DEFLATE = -15  # how zlib's interface asks for no header, no trailer and the full 32 KiB window
 _SYNC_TAIL = b"\x00\x00\xff\xff"
 
-# Level -> the level of zlib-ng; levels 1 and 2 are ISA-L's. zlib-ng 1 expands weights, its 6 gains half a percent on
-# rows over its 5 for a third more time, its 8 takes ten times as long as its 7 on the indexes of a database, and its
-# 9 is both slower and larger than its 8. So the highest levels are one and the same here, but for what follows.
-_SEARCH = {3: 2, 4: 3, 5: 4, 6: 4, 7: 5, 8: 5, 9: 5}
-# zlib-ng 7 takes twice as long as 5. It gains 10 % on the indexes of a database, 2 % on rows, less on text: from
-# this level on, it is used where a sample says that it pays.
+# Level -> the level of zlib-ng, above those of ISA-L. zlib-ng 1 expands weights. Its 5 and 6 gain 1 % on rows over its
+# 4, for 10 and 45 % more time, its 8 takes ten times as long as its 7 on the indexes of a database, and its 9 is both
+# slower and larger than its 8. So the highest levels differ in little but what follows.
+_ISAL = (1, 2)
+_SEARCH = {3: 2, 4: 3, 5: 3, 6: 4, 7: 4, 8: 4, 9: 4}
+# zlib-ng 7 takes twice as long as 4. It gains 10 % on the indexes of a database, 2 % on rows, less on text: from this
+# level on, it is used where a sample says that it pays.
 _TRY_DEEPER = 8
 _DEEPER = 7
-_FAST = 2  # the ISA-L level that is smallest on weights
+# The ISA-L level for weights: 2 is smaller by a twentieth of a percent, and a tenth slower.
+_FAST = 1
 
 _WORTH_COMPRESSING = 0.99
 _WORTH_SEARCHING = 0.98
-_WORTH_DEEPER = 0.96
+_WORTH_DEEPER = 0.94
 _SAMPLE_SIZE = 16 << 10
 
 # glibc gives memory above a threshold back to the system when it is freed, and faults it in again, page by page,
@@ -111,7 +113,7 @@ def _compress(raw: bytes | bytearray, level: int) -> bytes:
     if level in _SEARCH and (sample := _searchable_sample(raw)) is not None:
         data = _squeeze(raw, _search_level(sample, level))
     else:
-        data = _fast(raw, min(level, _FAST))
+        data = _fast(raw, level if level in _ISAL else _FAST)
     return data if len(data) < _WORTH_COMPRESSING * len(raw) else _squeeze(raw, 0)
 
 
