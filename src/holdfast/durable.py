@@ -16,6 +16,14 @@ from typing import IO
 from holdfast.errors import LockHeld, NoSpace, StorageError
 
 
+def make_private(directory: Path, top: Path) -> None:
+    """Makes a directory and those between it and `top`, itself included, 0700; those above `top` as usual."""
+    top.parent.mkdir(parents=True, exist_ok=True)
+    for path in reversed([directory, *directory.parents]):
+        if path.is_relative_to(top):
+            path.mkdir(mode=0o700, exist_ok=True)
+
+
 def free_bytes(directory: Path) -> int:
     """Room for us on the file system that holds `directory`, or will hold it."""
     while not directory.exists():

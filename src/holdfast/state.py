@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.durable import replace_file
+from holdfast.durable import make_private, replace_file
 from holdfast.errors import ConfigError
 from holdfast.model import is_backup_id
 
@@ -91,7 +91,7 @@ class LocalState:
             self.service,
             self.restore_logs,
         ):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(directory, self.home)
         for directory in (self.home, self.repository, self.service):
             status = directory.stat()
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:

@@ -106,6 +106,18 @@ class RepositorySuite:
             assert source.bytes == sum(len(node.content or b"") for node in nodes.values())
             assert source.moment == {"entries": len(nodes)}
 
+    def test_rotated_logs_are_not_mistaken_for_anything_else(self, ground: Ground) -> None:
+        line = noise(600_000, 1)
+        before: Trees = {("logs", "main"): tree(directory("files/logs"), file("files/logs/service.log", line))}
+        rotated = [file(f"files/logs/service.log.{name}", b"old") for name in ("1", "00001", "00002")]
+        nodes = (directory("files/logs"), file("files/logs/service.log", line + b"more"), *rotated)
+        after: Trees = {("logs", "main"): tree(*nodes)}
+        full = store(ground.repository(), before)
+        ground.clock.forward()
+        incremental = store(ground.repository(), after, parent=full)
+        assert_holds(ground.repository(), incremental, after)
+        ground.repository().verify(incremental, deep=True, progress=ignore_progress)
+
     @pytest.mark.parametrize("size", [0, 1, SMALL, 3_000_000, (32 << 20) + 1])
     def test_a_dump_whose_size_is_known_only_at_its_end_comes_back(self, ground: Ground, size: int) -> None:
         content = noise(min(size, 1_000_000), 1) + bytes(max(size - 1_000_000, 0))

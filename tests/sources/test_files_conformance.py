@@ -3,9 +3,14 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any, ClassVar
 
-from conformance.source import SECRET, SourceConformance
+import pytest
+
+from conformance.source import SECRET, SourceConformance, long_after
 from holdfast.clock import Clock
+from holdfast.errors import SourceChanged, SourceMissing
+from holdfast.events import ignore
 from holdfast.sources._staging import FilesTarget
 from holdfast.sources._swap import RenameSwap
 from holdfast.sources.files import FilesSource
@@ -14,7 +19,7 @@ from sources.files_source import files_source
 
 
 class TestFiles(SourceConformance):
-    swaps = (RenameSwap,)
+    swaps: ClassVar[tuple[type[Any], ...]] = (RenameSwap,)
 
     def make(self, root: Path) -> None:
         models = root / "models"
@@ -40,3 +45,15 @@ class TestFiles(SourceConformance):
 
     def state(self, root: Path) -> object:
         return look(root) or None
+
+    def test_data_that_goes_after_the_scan_is_an_error(self, root: Path) -> None:
+        """A file that goes is missing; one whose directory goes was moved, for all that the source can tell."""
+        items = list(self.source(root, long_after).scan(ignore))
+        first, *others = [item for item in items if item.entry.kind == "file"]
+        (root / first.entry.path.removeprefix("files/")).unlink()
+        with pytest.raises(SourceMissing):
+            first.open()
+        self.remove(root)
+        for item in others:
+            with pytest.raises(SourceChanged):
+                item.open()

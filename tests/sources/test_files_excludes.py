@@ -136,7 +136,9 @@ def test_names_that_are_not_utf8_and_newlines_are_matched_like_others(tmp_path: 
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "caf\udce9").touch()
     (tmp_path / "models" / "a\nb").touch()
-    assert paths_of(files_source(tmp_path, exclude=["caf?", "a*b"])) == ["files/models"]
+    (tmp_path / "models" / "sub" / "x\ny").mkdir(parents=True)
+    source = files_source(tmp_path, exclude=["caf?", "a*b", "sub/**"])
+    assert paths_of(source) == ["files/models", "files/models/sub"]
 
 
 @pytest.mark.parametrize("pattern", ["", "/", "//", ".", "!keep", "../x", "a/../b"])

@@ -19,7 +19,8 @@ Which step was reached shows in the private place alone::
     1/applied    the way through was committed
     1/replacing  what was live is kept, and the staged file is on its way
     1/returning  a revert has the restored files in 0/undone/, and the kept ones are on their way
-    1/reverted   a revert is finished, or there was nothing to revert
+
+A revert ends by deleting what was kept, or by having moved it back.
 
 The swap that takes this one back goes from ``1`` to ``2`` in the same manner.
 """
@@ -57,7 +58,7 @@ from holdfast.transaction import is_place_name, remove_place, restoring
 
 DOING = "Database restore"
 
-_ABSENT, _APPLIED, _REPLACING, _RETURNING, _REVERTED = "absent", "applied", "replacing", "returning", "reverted"
+_ABSENT, _APPLIED, _REPLACING, _RETURNING = "absent", "applied", "replacing", "returning"
 _HEADER_BYTES = 100
 """Of the first page; SQLite counts changes there, so copies of one state differ in it."""
 _BLOCK_BYTES = 4096
@@ -175,9 +176,11 @@ class SqliteSwap:
             if staged is not None and os.path.lexists(self._live):
                 try:
                     self._write_through(staged, self._kept)
-                except _NoWayThrough as reason:
+                except (_NoWayThrough, sqlite3.Error) as reason:
+                    _unlink(self._kept.copy)  # SQLite has rolled back, so there is nothing to revert
+                    if not isinstance(reason, _NoWayThrough):
+                        raise
                     self._note(reason)
-                    self._kept.copy.unlink(missing_ok=True)
                 else:
                     self._kept.mark(_APPLIED)
                     return
@@ -193,21 +196,25 @@ class SqliteSwap:
         """See `Swap.revert`. What others wrote after `apply` goes with the restored state."""
         kept, coming = self._kept, self._coming
         with self._explained():
-            if not kept.directory.exists() or kept.has(_REVERTED):
-                return
             if kept.has(_REPLACING) and kept.moved.exists():
-                if not _same(self._live, kept.moved):
+                if _same(self._live, kept.moved):
+                    kept.moved.unlink()
+                else:
                     self._put_back(kept.moved)
             elif kept.has(_REPLACING) and kept.has(_ABSENT):
                 placed = coming.main is None and not kept.has(_RETURNING)
                 if placed or _same(self._live, coming.undone):
                     self._put_back(kept.moved)
-            elif kept.copy.exists() and (kept.has(_RETURNING) or self._is_applied()):
-                self._restore_copy()
+            elif kept.copy.exists():
+                if kept.has(_RETURNING) or self._is_applied():
+                    self._restore_copy()
+                _unlink(kept.copy)
             if coming.main is None and coming.undone.exists():
                 shutil.rmtree(coming.moved.parent, ignore_errors=True)
                 os.rename(coming.undone.parent, coming.moved.parent)
-            kept.mark(_REVERTED)
+            for state in (kept, coming):
+                if state.directory.exists():
+                    sync_directory(state.directory)
 
     def reversed(self) -> SqliteSwap:
         return SqliteSwap(self._live, self._place, timeout=self._timeout, step=self._step + 1)

@@ -18,7 +18,7 @@ from typing import Self
 
 from isal import isal_zlib
 
-from holdfast.durable import explained, file_lock, free_bytes, replace_file, sync_directory
+from holdfast.durable import explained, file_lock, free_bytes, make_private, replace_file, sync_directory
 from holdfast.errors import StorageError
 
 _TEMP = "temp"
@@ -108,7 +108,7 @@ class LocalStorage:
         return self.directory / _TEMP / f"{target.name}.{secrets.token_hex(4)}.partial"
 
     def _make(self, directory: Path) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(directory, self.directory)
 
 
 class FlatStorage(LocalStorage):
