@@ -57,3 +57,9 @@ def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def make_slow(path: Path) -> None:
+    """A file of some 60 MB, that takes seconds to compress, and a while to restore."""
+    line = "".join(f'{{"id": {number}, "value": {number * 7919 % 10007}}}\n' for number in range(30_000))
+    path.write_text(line * 60)

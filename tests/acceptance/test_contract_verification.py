@@ -15,6 +15,7 @@ from acceptance.service_state import ARCHIVE, DATABASE, damage, predict, predict
 from app.utils.backup import backup_manager
 from app.utils.encryption import encryption
 
+from holdfast.crypto import X25519Identity
 from holdfast.errors import KeyMissing, KeyWrong
 
 
@@ -113,7 +114,7 @@ def test_the_recovery_from_a_corrupted_latest_backup(
 
 
 def test_the_recovery_with_a_key_set_by_hand(
-    project: Path, back_up_at: BackUpAt, monkeypatch: pytest.MonkeyPatch
+    project: Path, back_up_at: BackUpAt, identity: X25519Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENCRYPTION_KEY", "manual-key-here")
     metadata = back_up_at("2024-01-01T02:00:00")
@@ -121,7 +122,7 @@ def test_the_recovery_with_a_key_set_by_hand(
     monkeypatch.delenv("ENCRYPTION_KEY")
     with pytest.raises(KeyMissing, match="no key"):
         backup_manager.restore_from_backup(metadata.backup_id)
-    encryption.key = b"another key"
+    encryption.key = identity.reveal()
     with pytest.raises(KeyWrong):
         backup_manager.restore_from_backup(metadata.backup_id)
     assert predictions() == PREDICTIONS + 10
@@ -133,11 +134,11 @@ def test_the_recovery_with_a_key_set_by_hand(
 
 
 def test_a_key_set_by_hand_wins_over_the_configured_one(
-    project: Path, back_up_at: BackUpAt, monkeypatch: pytest.MonkeyPatch
+    sealed: Path, identity: X25519Identity, back_up_at: BackUpAt
 ) -> None:
-    monkeypatch.setenv("ENCRYPTION_KEY", "the configured key")
-    encryption.key = "the key by hand"
+    encryption.key = X25519Identity.generate().reveal().encode()
     metadata = back_up_at("2024-01-01T02:00:00", ["config"])
+    assert backup_manager.restore_from_backup(metadata.backup_id) is True
     encryption.key = None
     with pytest.raises(KeyWrong):
         backup_manager.restore_from_backup(metadata.backup_id)

@@ -106,9 +106,9 @@ def test_a_host_with_a_recipient_alone_writes_what_only_the_identity_reads(
     assert backup_manager.verify_backup_integrity(second.backup_id) is True
     at_second = state()
     work_on()
-    with pytest.raises(KeyMissing, match="identity") as raised:
+    with pytest.raises(KeyMissing, match=full.backup_id) as raised:
         backup_manager.restore_from_backup(second.backup_id)
-    assert raised.value.hint
+    assert "identity" in raised.value.hint
     assert predictions() == at_second[0] + 10
     monkeypatch.setenv("ENCRYPTION_KEY", identity.reveal())
     assert backup_manager.restore_from_backup(second.backup_id) is True
@@ -127,14 +127,6 @@ def test_each_of_several_recipients_opens_a_backup(
     monkeypatch.setenv("ENCRYPTION_KEY", X25519Identity.generate().reveal())
     with pytest.raises(KeyWrong):
         backup_manager.restore_from_backup(full.backup_id)
-
-
-def test_without_a_key_the_error_names_the_variable_and_says_how_to_make_one(project: Path) -> None:
-    done = holdfast("backup")
-    assert done.status == 12
-    assert "ENCRYPTION_KEY" in done.err
-    assert "holdfast key new" in done.err
-    assert not list(Path().rglob("*.tar.gz*"))
 
 
 def test_a_wrong_key_ends_with_status_12_and_shows_neither_key(

@@ -46,7 +46,9 @@ def main(directory: Path, scenario: str, victim: str, stride: int) -> None:
     attempt(journal, victim, work, template, live, old, new)
     whole = time.monotonic() - started
     for number in range(TIMED):
-        killed += attempt(journal, victim, work, template, live, old, new, seconds=whole * (number + 1) / TIMED)
+        killed += attempt(
+            journal, victim, work, template, live, old, new, seconds=whole * (number + 1) / TIMED
+        )
     print(killed)
 
 
@@ -94,10 +96,14 @@ def attempt(
     expected = old if repaired == "old" else new
     assert state_of(live) == expected, f"killed at line {line}, after {seconds} s: not as promised"
     assert not run(lambda: repair(journal))
-    assert state_of(live) == expected, f"killed at line {line}, after {seconds} s: not the same the second time"
+    assert state_of(live) == expected, (
+        f"killed at line {line}, after {seconds} s: not the same the second time"
+    )
     if victim == "undo":
         assert not run(lambda: undo(journal))
-        assert state_of(live) == old, f"killed at line {line}, after {seconds} s: it cannot be undone any more"
+        assert state_of(live) == old, (
+            f"killed at line {line}, after {seconds} s: it cannot be undone any more"
+        )
     swap(journal).discard()
     left = {name for name in os.listdir(work) if not name.startswith("live.db")}
     assert not left, left

@@ -225,7 +225,7 @@ def test_a_root_that_vanishes_after_it_was_found_is_missing(tmp_path: Path) -> N
 
 def test_that_nothing_can_be_backed_up_is_an_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "models")
-    with pytest.raises(SourceMissing, match="nothing that can be backed up at .*/models"):
+    with pytest.raises(SourceMissing, match=r"nothing that can be backed up at .*/models"):
         scan(files_source(tmp_path))
 
 

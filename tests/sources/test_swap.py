@@ -91,6 +91,17 @@ def test_every_step_may_be_repeated(live: Path, whole: bool, step: str) -> None:
     assert content(live) == (old if step == "revert" else new)
 
 
+def test_undo_of_what_was_not_settled_leaves_no_false_trail(live: Path) -> None:
+    fill(live, "old", ["file"])
+    swap = prepare(live, ["file"], new=["file"])
+    swap.apply()
+    back = again(swap).reversed()
+    back.apply()
+    redo = back.reversed()
+    redo.revert()
+    assert content(live) == {"file": ("file", b"old")}
+
+
 def test_what_is_not_named_stays(live: Path) -> None:
     fill(live, "old", ["file", "directory", "neighbor"])
     swap = prepare(live, ["file", "directory"], new=["file"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -34,7 +35,7 @@ from holdfast.model import (
     parse_components,
 )
 from holdfast.repository.base import Run, RunPlan
-from holdfast.sources.base import Item, Source
+from holdfast.sources.base import Item, Pieces, Source
 
 _TRIES = 3
 _WARNINGS_KEPT = 100
@@ -199,23 +200,23 @@ def _store(scan: _Scan, run: Run[Any], tally: _Tally, *, rehash: bool) -> None:
             run.keep(known)
             progress(0, 1)
             continue
-        size = _add(item, run, known, source, tally)
-        progress(size, 1)
-        tally.bytes_read += size
+        tally.bytes_read += _add(item, run, known, source, tally, progress)
     progress.flush()
     run.end_source(source.record())
 
 
-def _add(item: Item, run: Run[Any], known: Any, source: Source, tally: _Tally) -> int:
+def _add(item: Item, run: Run[Any], known: Any, source: Source, tally: _Tally, progress: Progress) -> int:
     """Stores an item, read again when it changes meanwhile. Returns its size in bytes."""
     for attempt in range(1, _TRIES + 1):
         try:
             entry, content = item.open(settle=source.tolerates_change and attempt == _TRIES)
-            try:
+            if content is None or content.stream is None:
                 size = run.add(entry, content, known).size
-            finally:
-                if content is not None and content.stream is not None:
-                    content.stream.close()
+                progress(size, 1)
+            else:
+                with closing(content.stream) as stream:
+                    content.stream = _told(stream, progress)
+                    size = run.add(entry, content, known).size
         except SourceMissing:
             if attempt > 1:
                 raise
@@ -228,6 +229,13 @@ def _add(item: Item, run: Run[Any], known: Any, source: Source, tally: _Tally) -
                 tally(Warned(f"{entry.path} kept changing while it was read: the copy may mix two moments"))
             return size if entry.kind == "file" else 0
     raise AssertionError("unreachable")
+
+
+def _told(stream: Pieces, progress: Progress) -> Pieces:
+    for piece in stream:
+        yield piece
+        progress(len(piece))
+    progress(0, 1)
 
 
 @dataclass
@@ -247,8 +255,7 @@ class _Tally:
             self.count += 1
             if len(self.warnings) < _WARNINGS_KEPT:
                 self.warnings.append(event.message)
-        elif isinstance(event, Skipped):
-            self.skipped += 1
+            self.skipped += isinstance(event, Skipped)
         elif isinstance(event, Noted):
             self.notes.append(event.message)
         self.emit(event)

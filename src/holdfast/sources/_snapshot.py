@@ -228,7 +228,8 @@ def _remove_own_log(path: Path) -> None:
     it is the last to close, and decides that under SQLite's own locks.
     """
     if os.path.lexists(f"{path}-wal") and not _size_of(path, "-wal"):
-        with suppress(sqlite3.Error), closing(connect(path, "rw")) as live:  # in use by now, so it is not ours
+        # An error means that it is in use by now, so not ours any more.
+        with suppress(sqlite3.Error), closing(connect(path, "rw")) as live:
             pragma(live, "schema_version")
 
 

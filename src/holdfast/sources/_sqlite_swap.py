@@ -235,7 +235,9 @@ class SqliteSwap:
             yield
 
     def _note(self, reason: Exception) -> None:
-        self.note = f"{shown(str(self._live))} was replaced as a file, because {reason}: restart what has it open"
+        self.note = (
+            f"{shown(str(self._live))} was replaced as a file, because {reason}: restart what has it open"
+        )
 
     def _staged_copy(self) -> Path | None:
         """What is to come, as one whole file; None where that is no readable database, or none at all."""
@@ -287,7 +289,9 @@ class SqliteSwap:
         copy_over(staged, live, pages_per_step(staged))
         _unlink(f"{self._live}-journal")  # it is empty, and ours as long as the lock is
 
-    def _write_to_log(self, staged: sqlite3.Connection, live: sqlite3.Connection, kept: _State | None) -> None:
+    def _write_to_log(
+        self, staged: sqlite3.Connection, live: sqlite3.Connection, kept: _State | None
+    ) -> None:
         """In WAL mode: after its first step a backup holds the write lock, and has written nothing that a reader
         sees. One reader more makes the copy then."""
         pages = int(pragma(staged, "page_count"))
@@ -417,7 +421,8 @@ def _differences(snapshot: Snapshot, copy: Path) -> int:
                 different += sum(
                     one is None
                     or two is None
-                    or piece[max(one, skipped) : one + _BLOCK_BYTES] != other[max(two, skipped) : two + _BLOCK_BYTES]
+                    or piece[max(one, skipped) : one + _BLOCK_BYTES]
+                    != other[max(two, skipped) : two + _BLOCK_BYTES]
                     for one, two in zip_longest(*blocks)
                 )
             skipped = 0
