@@ -1,14 +1,17 @@
-"""Proves that what came back is what went in."""
+"""Proves that what came back is what went in: `python -m bench.checks EXPECTED FOUND`."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 from bench.measure import RunFailed
+from bench.workspace import PROJECT
 
 
 def same_tree(expected: Path, found: Path) -> str:
@@ -16,11 +19,20 @@ def same_tree(expected: Path, found: Path) -> str:
 
     Raises RunFailed naming a path that differs.
     """
+    argv = [sys.executable, "-m", "bench.checks", str(expected), str(found)]
+    done = subprocess.run(argv, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunFailed(done.stderr)
+    return done.stdout.strip()
+
+
+def main() -> None:
+    expected, found = map(Path, sys.argv[1:])
     want, have = _tree(expected), _tree(found)
     if want != have:
-        differing = sorted(path for path, _ in want.items() ^ have.items())
-        raise RunFailed(f"{found} is not what {expected} was: {', '.join(differing[:5])} differ")
-    return f"{len(want):,} restored entries compared with the source"
+        differing = sorted({path for path, _ in want.items() ^ have.items()})
+        sys.exit(f"{found} is not what {expected} was: {', '.join(differing[:5])} differ")
+    print(f"{len(want):,} restored entries compared with the source")
 
 
 def _tree(top: Path) -> dict[str, tuple[object, ...]]:
@@ -49,3 +61,7 @@ def _rows(path: Path) -> str:
         for row in connection.execute("SELECT * FROM predictions ORDER BY id"):
             digest.update(repr(row).encode())
     return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main()

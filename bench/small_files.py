@@ -9,7 +9,7 @@ from bench.checks import same_tree
 from bench.measure import Contender, Sample, in_turns
 from bench.programs import Borg, Holdfast, Peers, Restic
 from bench.report import Result, Table, limit_goal, speed_goal
-from bench.workspace import Workspace, size_of, warm
+from bench.workspace import Workspace, count_of, size_of, warm
 
 _PIGZ = "tar | pigz -6"
 _TAR = "tar xz"
@@ -19,7 +19,7 @@ _UNCHANGED_LIMIT = 2.0  # seconds
 def small_files(space: Workspace, peers: Peers, runs: int, names: Collection[str]) -> Result:
     """A backup of 100,000 files, the same again with nothing changed, and a restore."""
     service = space.small()
-    count = sum(1 for path in service.rglob("*") if path.is_file())
+    count = count_of(service)
 
     def holdfast(level: int) -> Holdfast:
         return Holdfast(service, space.fresh(f"level-{level}"), level=level)

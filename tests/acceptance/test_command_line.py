@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from acceptance.conftest import PREDICTIONS, BackUpAt
+
+import holdfast as package
 from acceptance.contract import FULL_ID
 from acceptance.running import at_terminal, command_of, holdfast, run
 from acceptance.service_state import (
     ARCHIVE,
     MODEL,
+    PREDICTIONS,
     SETTINGS,
+    BackUpAt,
     damage,
     make_slow,
     predict,
@@ -27,15 +30,16 @@ from acceptance.service_state import (
     tree,
     work_on,
 )
-from app.utils.backup import backup_manager
-
-import holdfast as package
+from app.utils.backup import BackupConfig, BackupManager, backup_manager
 from holdfast.clock import system_clock
 from holdfast.crypto import X25519Identity, write_key_file
 from holdfast.errors import KeyWrong
 
-VERBS = (
-    "init backup list show ls verify restore undo recover pin unpin expire check key export gc repair demo".split()
+VERBS = set(
+    re.findall(
+        r"\w+",
+        "init backup list show ls verify restore undo recover pin unpin expire check key export gc repair demo",
+    )
 )
 PROGRAM = str(Path(sys.executable).with_name("holdfast"))
 INCREMENTAL_ID = "incr_20240101_080000"
@@ -63,7 +67,7 @@ def test_help_lists_every_verb() -> None:
     done = holdfast("--help")
     assert done.status == 0
     listed = re.findall(r"^  ([a-z]+)  ", done.out.split("Commands:")[1], re.MULTILINE)
-    assert set(VERBS) <= set(listed)
+    assert set(listed) >= VERBS
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -108,7 +112,9 @@ def test_backup_tells_a_person_and_a_machine(plain: Path) -> None:
     assert (incremental.status, incremental.err) == (0, "")
     assert (incremental.json["type"], incremental.json["parent"]) == ("incremental", full.backup_id)
     assert incremental.json["components"] == ["config"]
-    since = holdfast("backup", "--since", incremental.json["backup_id"], "--component", "config", "--json").json
+    since = holdfast(
+        "backup", "--since", incremental.json["backup_id"], "--component", "config", "--json"
+    ).json
     assert since["parent"] == incremental.json["backup_id"]
     assert ids() == [since["backup_id"], incremental.json["backup_id"], full.backup_id]
 
@@ -168,7 +174,9 @@ def test_verify_tells_which_backups_are_good(two: Path) -> None:
     assert holdfast("verify").out == f"{INCREMENTAL_ID}  good\n"
     told = holdfast("verify", "--all", "--deep", "--json")
     assert told.status == 0
-    assert told.json == [{"backup_id": known, "good": True, "error": ""} for known in (INCREMENTAL_ID, FULL_ID)]
+    assert told.json == [
+        {"backup_id": known, "good": True, "error": ""} for known in (INCREMENTAL_ID, FULL_ID)
+    ]
     damage(Path(f"backups/incremental/{INCREMENTAL_ID}.tar.gz"))
     told = holdfast("verify", "--all", "--json")
     assert told.status == 1
@@ -247,7 +255,7 @@ def killed_at(line: str, *arguments: str) -> None:
 
 def test_recover_after_a_restore_that_was_killed(plain: Path) -> None:
     make_slow(Path("models/large.json"))
-    full = backup_manager.create_full_backup()
+    full = BackupManager(BackupConfig(encrypt_backups=False, compression_level=1)).create_full_backup()
     work_on()
     before = state()
     killed_at("stage models", "restore", full.backup_id, "--confirm")
@@ -336,12 +344,14 @@ def test_repair_makes_lost_metadata_again(two: Path) -> None:
     assert done.json["repaired"] >= 1
     again = json.loads(lost.read_text())
     # The signature was in the metadata alone, and how long it took is not in the archive.
-    assert again == {name: value for name, value in known.items() if name != "signature"} | {"duration_seconds": 0.0}
+    assert again == {name: value for name, value in known.items() if name != "signature"} | {
+        "duration_seconds": 0.0
+    }
     assert backup_manager.verify_backup_integrity(INCREMENTAL_ID) is True
 
 
 def secret_in(key: str) -> str:
-    return re.findall("AGE-SECRET-KEY-1[A-Z0-9]+", Path(key).read_text())[0]
+    return next(line for line in Path(key).read_text().splitlines() if line.startswith("AGE-SECRET-KEY-1"))
 
 
 def test_a_new_key_is_written_for_its_owner_alone_and_never_over_another(project: Path) -> None:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from acceptance.conftest import BackUpAt
-from acceptance.contract import FULL_ID, sample, table
-from acceptance.service_state import predict, state, work_on
-from app.utils.backup import BackupMetadata, backup_manager
 
+from acceptance.contract import FULL_ID, sample, table
+from acceptance.service_state import BackUpAt, predict, state, work_on
+from app.utils.backup import BackupMetadata, backup_manager
 from holdfast.errors import BackupNotFound, ParentMissing, UsageError
 
 EVERYTHING = ["database", "models", "config"]
@@ -151,7 +150,9 @@ def test_the_metadata_format(plain: Path, back_up_at: BackUpAt) -> None:
     text = Path(f"backups/full/{FULL_ID}.metadata.json").read_text()
     written = json.loads(text)
     assert list(written)[:8] == list(printed)
-    assert text.startswith('{\n  "backup_id": "full_20240101_020000",\n  "timestamp": "2024-01-01T02:00:00",\n')
+    assert text.startswith(
+        '{\n  "backup_id": "full_20240101_020000",\n  "timestamp": "2024-01-01T02:00:00",\n'
+    )
     for name, value in printed.items():
         assert type(written[name]) is type(value), name
         if name not in ("size_bytes", "checksum"):
@@ -206,6 +207,8 @@ def test_the_reference_of_the_manager() -> None:
         name, _, parameters = signature.rstrip(")").partition("(")
         known = inspect.signature(getattr(backup_manager, name))
         positional = [
-            parameter.name for parameter in known.parameters.values() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            parameter.name
+            for parameter in known.parameters.values()
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
         ]
         assert positional == [word.strip() for word in parameters.split(",") if word], signature

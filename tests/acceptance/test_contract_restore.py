@@ -11,14 +11,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from acceptance.conftest import PREDICTIONS, BackUpAt
+
 from acceptance.contract import FULL_ID, commands, sample
 from acceptance.running import at_terminal, holdfast, shell
 from acceptance.service_state import (
     ARCHIVE,
     DATABASE,
     MODEL,
+    PREDICTIONS,
     SETTINGS,
+    BackUpAt,
     damage,
     predict,
     predictions,
@@ -27,7 +29,6 @@ from acceptance.service_state import (
     work_on,
 )
 from app.utils.backup import backup_manager
-
 from holdfast.errors import BackupNotFound, CorruptBackup, UsageError
 
 INTERACTIVE, CONFIRMED, CREATING = commands("Using the Restore Script")
@@ -139,7 +140,9 @@ def test_the_samples_of_the_python_interface(backed_up: Path, seeded: Path) -> N
     exec(whole, names)  # noqa: S102 - the contract's own words
     assert names.pop("success") is True
     assert predictions() == PREDICTIONS
-    assert tree("models") == {str(MODEL.parent / path.name): path.read_bytes() for path in (seeded / "models").iterdir()}
+    assert tree("models") == {
+        str(MODEL.parent / path.name): path.read_bytes() for path in (seeded / "models").iterdir()
+    }
     assert SETTINGS.read_bytes() == (seeded / SETTINGS).read_bytes()
     work_on()
     others = tree("models", "config")
@@ -150,7 +153,9 @@ def test_the_samples_of_the_python_interface(backed_up: Path, seeded: Path) -> N
 
 
 @pytest.mark.parametrize("component", ["models", "config"])
-def test_a_restore_of_one_component_leaves_the_others_alone(backed_up: Path, seeded: Path, component: str) -> None:
+def test_a_restore_of_one_component_leaves_the_others_alone(
+    backed_up: Path, seeded: Path, component: str
+) -> None:
     other = {"models": "config", "config": "models"}[component]
     others = tree(other)
     assert backup_manager.restore_from_backup(FULL_ID, components=[component]) is True
@@ -167,9 +172,7 @@ def test_everything_that_was_destroyed_comes_back(backed_up: Path, seeded: Path)
     assert backup_manager.restore_from_backup(FULL_ID) is True
     assert predictions() == PREDICTIONS
     for name in ("models", "config"):
-        assert tree(name) == {
-            f"{name}/{path.name}": path.read_bytes() for path in (seeded / name).iterdir()
-        }
+        assert tree(name) == {f"{name}/{path.name}": path.read_bytes() for path in (seeded / name).iterdir()}
 
 
 def test_an_incremental_restores_what_it_rests_on_as_well(backed_up: Path, back_up_at: BackUpAt) -> None:
@@ -226,12 +229,13 @@ def test_a_process_that_keeps_querying_sees_the_restored_rows(backed_up: Path) -
     with subprocess.Popen(
         [sys.executable, "-c", _CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as client:
-        assert client.stdin is not None
-        assert client.stdout is not None
+        questions, answers = client.stdin, client.stdout
+        assert questions is not None
+        assert answers is not None
 
         def ask() -> int:
-            print(file=client.stdin, flush=True)
-            return int(client.stdout.readline())
+            print(file=questions, flush=True)
+            return int(answers.readline())
 
         assert ask() == PREDICTIONS + 10
         assert backup_manager.restore_from_backup(FULL_ID) is True
@@ -239,8 +243,8 @@ def test_a_process_that_keeps_querying_sees_the_restored_rows(backed_up: Path) -
         with closing(sqlite3.connect(DATABASE)) as other, other:
             other.execute("DELETE FROM predictions WHERE id = 1")
         assert ask() == PREDICTIONS - 1
-        client.stdin.close()
-        asked, failures = client.stdout.read().split(maxsplit=1)
+        questions.close()
+        asked, failures = answers.read().split(maxsplit=1)
     assert int(asked) > 0
     assert failures.strip() == "[]"
     assert client.returncode == 0
@@ -263,7 +267,9 @@ def test_a_restore_writes_a_detailed_log_and_a_record(backed_up: Path, state_hom
     damage(ARCHIVE)
     with pytest.raises(CorruptBackup):
         backup_manager.restore_from_backup(FULL_ID)
-    logs = sorted(state_home.glob("holdfast/services/*/logs/restore_*.log"), key=lambda path: path.stat().st_mtime_ns)
+    logs = sorted(
+        state_home.glob("holdfast/services/*/logs/restore_*.log"), key=lambda path: path.stat().st_mtime_ns
+    )
     text = "".join(path.read_text() for path in logs)
     for said in (f"restore of {FULL_ID}", "stage: database main", "stage: models models", "swap: ", "failed"):
         assert said in text

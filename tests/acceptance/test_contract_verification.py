@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from acceptance.conftest import PREDICTIONS, BackUpAt
+
 from acceptance.contract import FULL_ID, SAMPLES, TEXT, commands, sample
 from acceptance.running import run, shell
-from acceptance.service_state import ARCHIVE, DATABASE, damage, predict, predictions, work_on
+from acceptance.service_state import (
+    ARCHIVE,
+    DATABASE,
+    PREDICTIONS,
+    BackUpAt,
+    damage,
+    predict,
+    predictions,
+    work_on,
+)
 from app.utils.backup import backup_manager
 from app.utils.encryption import encryption
-
 from holdfast.crypto import X25519Identity
 from holdfast.errors import KeyMissing, KeyWrong
 
@@ -77,12 +85,11 @@ def test_the_commands_of_database_trouble(project: Path) -> None:
 
 
 def test_the_commands_of_encryption_trouble(
-    project: Path, back_up_at: BackUpAt, monkeypatch: pytest.MonkeyPatch
+    sealed: Path, back_up_at: BackUpAt, identity: X25519Identity
 ) -> None:
-    monkeypatch.setenv("ENCRYPTION_KEY", "correct horse battery staple")
     metadata = back_up_at("2024-01-01T02:00:00")
     echo, summed = (shell(command) for command in commands("Encryption/Decryption Fails"))
-    assert echo.out == "correct horse battery staple\n"
+    assert echo.out == f"{identity.reveal()}\n"
     assert summed.out.split() == [metadata.checksum, f"{ARCHIVE}.enc"]
     assert metadata.checksum == hashlib.sha256(Path(f"{ARCHIVE}.enc").read_bytes()).hexdigest()
 
@@ -127,7 +134,6 @@ def test_the_recovery_with_a_key_set_by_hand(
         backup_manager.restore_from_backup(metadata.backup_id)
     assert predictions() == PREDICTIONS + 10
     execute(sample("Scenario: Lost Encryption Key", "python"))
-    assert encryption.key == b"manual-key-here"
     assert "manual" not in repr(encryption)
     assert backup_manager.restore_from_backup(metadata.backup_id) is True
     assert predictions() == PREDICTIONS

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from acceptance.conftest import BackUpAt
+
 from acceptance.contract import FULL_ID
 from acceptance.running import PATIENCE, command_of, holdfast
-from acceptance.service_state import ARCHIVE, DATABASE, damage, make_slow, state
+from acceptance.service_state import ARCHIVE, DATABASE, BackUpAt, damage, make_slow, state
 from app.utils.backup import backup_manager
 
 _HOLDER = """
@@ -53,9 +53,8 @@ def test_1_failed_for_a_machine(plain: Path, back_up_at: BackUpAt) -> None:
     ("arguments", "named"),
     [
         (["backup", "--component", "databse"], "databse"),
-        (["backup", "--incrementall"], "--incrementall"),
+        (["list", "--typo", "full"], "--typo"),
         (["list", "--type", "weekly"], "weekly"),
-        (["frobnicate"], "frobnicate"),
         (["demo", "--service", "nowhere"], "nowhere"),
     ],
 )
@@ -91,7 +90,9 @@ def test_10_no_such_backup(plain: Path) -> None:
 
 
 @pytest.mark.parametrize(("lock", "command"), [("backup", ["backup"]), ("expire", ["expire"])])
-def test_11_another_run_holds_the_lock(plain: Path, back_up_at: BackUpAt, lock: str, command: list[str]) -> None:
+def test_11_another_run_holds_the_lock(
+    plain: Path, back_up_at: BackUpAt, lock: str, command: list[str]
+) -> None:
     back_up_at("2024-01-01T02:00:00")
     before = backup_manager.list_backups()
     with subprocess.Popen(
@@ -129,8 +130,10 @@ def test_130_interrupted(plain: Path, number: signal.Signals) -> None:
     assert (backup.returncode, out) == (130, "")
     assert err.startswith("Error: ")
     assert "Traceback" not in err
-    assert not [path for path in Path("backups").rglob("*") if path.name.endswith((".gz", ".enc", ".partial"))]
-    [record] = [known for known in holdfast("list", "--all", "--json").json]
+    assert not [
+        path for path in Path("backups").rglob("*") if path.name.endswith((".gz", ".enc", ".partial"))
+    ]
+    [record] = holdfast("list", "--all", "--json").json
     assert (record["status"], record["size_bytes"]) == ("failed", 0)
     assert backup_manager.list_backups() == []
     assert state() == before
@@ -138,7 +141,9 @@ def test_130_interrupted(plain: Path, number: signal.Signals) -> None:
 
 def test_a_reader_that_goes_away_is_no_error_to_tell(plain: Path, back_up_at: BackUpAt) -> None:
     back_up_at("2024-01-01T02:00:00")
-    with subprocess.Popen(command_of("ls", "latest"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as listing:
+    with subprocess.Popen(
+        command_of("ls", "latest"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as listing:
         assert listing.stdout is not None
         listing.stdout.close()  # as in `holdfast ls latest | head`
         _, err = listing.communicate(timeout=PATIENCE)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from acceptance.conftest import BackUpAt
-from acceptance.running import holdfast
-from acceptance.service_state import ARCHIVE, DATABASE, MODEL, damage
-from app.utils.backup import backup_manager
 
+from acceptance.running import holdfast
+from acceptance.service_state import ARCHIVE, DATABASE, MODEL, BackUpAt, damage
+from app.utils.backup import backup_manager
 from holdfast.errors import (
     BackupNotFound,
     CorruptBackup,
@@ -43,7 +42,9 @@ def test_a_failed_backup_is_recorded_and_leaves_no_archive(failed: str, state_ho
     assert metadata["status"] == "failed"
     assert metadata["error_message"].startswith("Database backup failed")
     assert (metadata["backup_id"], metadata["size_bytes"], metadata["checksum"]) == (failed, 0, "")
-    assert not [path for path in Path("backups").rglob("*") if path.name.endswith((".gz", ".enc", ".partial"))]
+    assert not [
+        path for path in Path("backups").rglob("*") if path.name.endswith((".gz", ".enc", ".partial"))
+    ]
     [record] = history(state_home)
     assert (record["verb"], record["backup_id"], record["status"]) == ("backup", failed, "failed")
     assert record["message"] == metadata["error_message"]
@@ -78,7 +79,7 @@ def test_a_database_that_is_configured_and_missing_is_an_error_and_is_not_create
 ) -> None:
     for path in Path().glob(f"{DATABASE}*"):
         path.unlink()
-    with pytest.raises(SourceMissing, match="^Database backup failed"):
+    with pytest.raises(SourceMissing, match=r"^Database backup failed"):
         backup_manager.create_full_backup()
     assert not DATABASE.exists()
     assert not list(Path("backups").rglob("*.tar.gz"))
@@ -87,7 +88,9 @@ def test_a_database_that_is_configured_and_missing_is_an_error_and_is_not_create
     assert record["message"].startswith("Database backup failed")
 
 
-def test_a_component_that_the_parent_has_and_that_is_gone_is_an_error(plain: Path, back_up_at: BackUpAt) -> None:
+def test_a_component_that_the_parent_has_and_that_is_gone_is_an_error(
+    plain: Path, back_up_at: BackUpAt
+) -> None:
     back_up_at("2024-01-01T02:00:00")
     shutil.rmtree("models")
     with pytest.raises(SourceError, match="models"):

@@ -174,7 +174,9 @@ class StorageSuite:
             pass
 
     def test_shared_locks_go_together_and_keep_an_exclusive_one_out(self, storage: Storage) -> None:
-        store(storage, NAME, b"content")  # where there is nothing to read, nothing needs to be kept from going
+        store(
+            storage, NAME, b"content"
+        )  # where there is nothing to read, nothing needs to be kept from going
         with storage.lock("expire", shared=True), storage.lock("expire", shared=True):
             assert_locked(storage, "expire")
         with storage.lock("expire"):

@@ -13,7 +13,7 @@ import pytest
 from conformance.trees import Clock
 from forks import run_child, scratch
 from holdfast.durable import file_lock
-from holdfast.errors import JournalRefused, LockHeld, NothingToUndo, RestoreError
+from holdfast.errors import Interrupted, JournalRefused, LockHeld, NothingToUndo, RestoreError
 from holdfast.sources._swap import RenameSwap
 from holdfast.transaction import KEEP_FOR, Kept, Transaction, discard, is_place_name, kept, recover, undo
 from sources.disk import places
@@ -203,6 +203,19 @@ def test_failing_to_clean_up_is_a_warning_for_the_restore_is_done(service: Servi
     assert "the disk is loose" in warning
     assert service.data() == OLD | {"models": "new models"}
     assert service.undo()
+    assert service.data() == OLD
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("stop")])
+def test_an_interrupt_after_the_commit_is_no_failure(service: Service, error: BaseException) -> None:
+    Trouble.fails = {"settle": error}
+    with service.begin() as transaction:
+        (warning,) = transaction.apply([service.stage(transaction, "models", "new models", Trouble)])
+    assert "is done" in warning
+    assert service.data() == OLD | {"models": "new models"}
+    assert "had been done" in service.recover().message
+    assert service.recover() is None
+    service.undo()
     assert service.data() == OLD
 
 

@@ -129,11 +129,15 @@ def _bars() -> Iterator[Callable[[Event], None]]:
         TextColumn("{task.fields[entries]}", markup=False),
         TimeElapsedColumn(),
         console=Console(stderr=True, highlight=False),
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
-    with progress:
-        bars = _Bars(progress)
+    bars = _Bars(progress)
+    try:
         yield bars.show
+    finally:
         bars.finish()
+        progress.stop()
 
 
 class _Bars:
@@ -150,6 +154,7 @@ class _Bars:
                 self._progress.console.print(f"{verb} {subject}", markup=False)
             case StageStarted(stage, subject, total):
                 self.finish()
+                self._progress.start()  # not before: a question may come first
                 self._entries = 0
                 self._task = self._progress.add_task(f"{stage} {subject}", total=total, entries="")
             case Progressed(done, entries) if self._task is not None:

@@ -12,6 +12,8 @@ from holdfast.clock import Clock
 from holdfast.errors import SourceChanged
 from holdfast.model import Entry, EntryKind
 from holdfast.sources._databases import (
+    MAGIC,
+    SMALLEST,
     close_database,
     is_database,
     open_file,
@@ -124,13 +126,19 @@ class Reader:
                 self._links.forget(listed.path)
             size = status.st_size
             xattrs = read_xattrs(descriptor)
-            if is_database(descriptor, size):
+            opened = _Opened(descriptor, status, directory, name, self._may_grow, settle)
+            if size <= SMALL_BYTES:
+                # Read before it is known whether it is a database: looking first costs a system call a file.
+                data = opened.read()
+                database = size >= SMALLEST and data.startswith(MAGIC)
+            else:
+                database = is_database(descriptor, size)
+            if database:
                 close = close_database
             else:
                 entry = self._entry(listed.path, "file", status, size=size, xattrs=xattrs)
-                opened = _Opened(descriptor, status, directory, name, self._may_grow, settle)
                 if size <= SMALL_BYTES:
-                    opened.read_whole()
+                    opened.take(data)
                 else:
                     close = None  # the stream does
                     opened.content.stream = _started(opened.pieces())
@@ -201,14 +209,18 @@ class _Opened:
         self._may_grow = may_grow
         self._settle = settle
 
-    def read_whole(self) -> None:
-        """For a small file. Leaves the descriptor open."""
+    def read(self) -> bytes:
+        """What a small file holds. Leaves the descriptor open."""
         size = self._status.st_size
         data = os.read(self._descriptor, size)
         while 0 < len(data) < size and (more := os.read(self._descriptor, size - len(data))):
             data += more
+        return data
+
+    def take(self, data: bytes) -> None:
+        """Makes what was read the content, if it is one state of the file."""
         self._compare(len(data))
-        self.content.data = data.ljust(size, b"\0")
+        self.content.data = data.ljust(self._status.st_size, b"\0")
 
     def pieces(self) -> Pieces:
         """For a large file. Closes the descriptor."""

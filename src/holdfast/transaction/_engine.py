@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from holdfast.clock import Clock, parse_timestamp, timestamp
-from holdfast.errors import HoldfastError, JournalRefused, NothingToUndo, RestoreError
+from holdfast.errors import HoldfastError, Interrupted, JournalRefused, NothingToUndo, RestoreError
 from holdfast.transaction._journal import Journal, Phase, Record
 from holdfast.transaction._places import place_name, remove_place, restoring
 from holdfast.transaction._protocol import Swap
@@ -121,7 +121,11 @@ class Transaction:
         record.phase = Phase.COMMITTED
         record.moment = timestamp(self._clock())
         journal.write()
-        return _resolve(journal, self._kinds).warnings
+        try:
+            return _resolve(journal, self._kinds).warnings
+        except (KeyboardInterrupt, Interrupted):
+            # It must not be told as a failed restore, after which the data is as before.
+            return (f"the {_name(record)} is done; the next command goes on with cleaning up after it",)
 
 
 def recover(state_dir: Path, kinds: Kinds, now: datetime) -> Recovery | None:
@@ -200,7 +204,8 @@ def _finished(journal: Journal, kinds: Kinds) -> Iterator[None]:
             ) from error
         raise
     journal.reload()
-    _resolve(journal, kinds)
+    if journal.in_phase(Phase.STAGING, Phase.APPLYING):
+        _resolve(journal, kinds)
 
 
 def _resolve(journal: Journal, kinds: Kinds) -> Recovery:
@@ -262,6 +267,8 @@ def _as_warning(warnings: list[str]) -> Iterator[None]:
     # What cannot be cleaned up must not keep the next backup from being made.
     try:
         yield
+    except Interrupted:
+        raise
     except (HoldfastError, OSError) as error:
         warnings.append(f"what a restore left could not be removed: {error}")
 

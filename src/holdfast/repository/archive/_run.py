@@ -26,6 +26,7 @@ from holdfast.storage.base import Upload
 # What an incremental carries of a large file, and a dump whose size is not known before its end, are written as
 # members of at most so many bytes: a tar header must know its member's size.
 _PIECE = 32 << 20
+_PADDING = [tar.padding(rest) for rest in range(tar.BLOCK)]
 _PATCH_PIECE = 8 << 20
 
 
@@ -177,7 +178,7 @@ class ArchiveRun:
         entry = entry._replace(size=size, digest=hashlib.sha256(data).hexdigest())
         head = tar.header(entry)
         offset = self._gzip.raw_size + len(head)
-        self._gzip.write(b"".join((head, data, tar.padding(size))))
+        self._gzip.write(b"%b%b%b" % (head, data, _PADDING[size % tar.BLOCK]))
         self._line(manifest.entry_line(entry, offset))
         return entry
 

@@ -20,6 +20,10 @@ END = bytes(2 * BLOCK)
 
 _TYPE = {"file": b"0", "hardlink": b"1", "symlink": b"2", "directory": b"5"}
 _USTAR = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12s")
+_HEAD = struct.Struct("100s48s")  # name; mode, owner, group, size, time
+_TAIL = struct.Struct(
+    "1s100s72s16s167s"
+)  # type; target; magic, version, names of owner and group; device; prefix
 _OCTAL_7 = 0o7777777
 _OCTAL_11 = 0o77777777777
 
@@ -32,11 +36,16 @@ def padding(size: int) -> bytes:
 def header(entry: Entry, *, name: str | None = None, size: int | None = None) -> bytes:
     """The header blocks of an entry; `name` and `size` stand in for the entry's own where a member is only a
     piece of it. A pax header precedes what ustar has no room for."""
-    raw_name = os.fsencode(entry.path if name is None else name)
-    raw_target = os.fsencode(entry.target) if entry.kind in ("symlink", "hardlink") else b""
-    length = (entry.size if size is None else size) if entry.kind == "file" else 0
-    if entry.kind == "directory":
+    kind = entry.kind
+    raw_name = (name or entry.path).encode("utf-8", "surrogateescape")
+    raw_target = b""
+    length = 0
+    if kind == "file":
+        length = entry.size if size is None else size
+    elif kind == "directory":
         raw_name += b"/"
+    else:
+        raw_target = os.fsencode(entry.target)
     records: list[tuple[bytes, bytes]] = []
     prefix = b""
     if len(raw_name) > 100 or not raw_name.isascii():
@@ -65,7 +74,7 @@ def header(entry: Entry, *, name: str | None = None, size: int | None = None) ->
     if entry.xattrs:
         # The key that GNU tar, bsdtar and star use.
         records.extend((b"SCHILY.xattr." + os.fsencode(key), value) for key, value in entry.xattrs.items())
-    plain = _ustar(raw_name, entry.mode, uid, gid, octal_length, mtime, _TYPE[entry.kind], raw_target, prefix)
+    plain = _ustar(raw_name, entry.mode, uid, gid, octal_length, mtime, _TYPE[kind], raw_target, prefix)
     if not records:
         return plain
     body = b"".join(_record(key, value) for key, value in records)
@@ -135,11 +144,9 @@ def _ustar(
     target: bytes,
     prefix: bytes,
 ) -> bytes:
-    block = _USTAR.pack(
-        name, b"%07o" % mode, b"%07o" % uid, b"%07o" % gid, b"%011o" % size, b"%011o" % mtime, b"        ", kind,
-        target, b"ustar\0", b"00", b"", b"", b"0000000", b"0000000", prefix, b"",
-    )  # fmt: skip
-    return block[:148] + b"%06o\0 " % _checksum(block) + block[156:]
+    head = _HEAD.pack(name, b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (mode, uid, gid, size, mtime))
+    tail = _TAIL.pack(kind, target, b"ustar\00000", b"0000000\0000000", prefix)
+    return b"%b%06o\0 %b" % (head, _checksum(b"%b        %b" % (head, tail)), tail)
 
 
 def _checksum(block: bytes) -> int:
