@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,12 @@ Lie = Callable[[Forge], object]
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
     return Service.make(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """One service for all that is refused, since that changes nothing."""
+    return Service.make(tmp_path_factory.mktemp("standing"))
 
 
 def save(service: Service, forge: Forge, **how: Any) -> Path:
@@ -233,13 +240,13 @@ LIES: dict[str, Lie] = {
 }  # fmt: skip
 
 @pytest.mark.parametrize("lie", LEADING_OUT.values(), ids=LEADING_OUT.keys())
-def test_an_archive_that_leads_outside_is_refused(service: Service, lie: Lie) -> None:
-    refuse_everywhere(service, lie, HostileBackup)
+def test_an_archive_that_leads_outside_is_refused(standing: Service, lie: Lie) -> None:
+    refuse_everywhere(standing, lie, HostileBackup)
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-def test_an_archive_that_lies_is_refused(service: Service, lie: Lie) -> None:
-    refuse_everywhere(service, lie, CorruptBackup)
+def test_an_archive_that_lies_is_refused(standing: Service, lie: Lie) -> None:
+    refuse_everywhere(standing, lie, CorruptBackup)
 
 
 def refuse_everywhere(service: Service, lie: Lie, *errors: type[Exception]) -> None:
@@ -249,8 +256,9 @@ def refuse_everywhere(service: Service, lie: Lie, *errors: type[Exception]) -> N
     save(service, forge)
     with refused(service, *errors):
         service.restore(FORGED)
-    with untouched(service.root), pytest.raises(errors):
-        service.restore(FORGED, target=service.root.parent / "elsewhere")
+    with untouched(service.root), tempfile.TemporaryDirectory(dir=service.root.parent) as target:
+        with pytest.raises(errors):
+            service.restore(FORGED, target=Path(target))
     with refused(service, CorruptBackup):
         service.verify(FORGED)
 
@@ -321,12 +329,12 @@ TAR_LIES: dict[str, Lie] = {
     "something that is no tar": lambda forge: forge.write(b"boo" * 1024),
 }
 @pytest.mark.parametrize("lie", TAR_LIES.values(), ids=TAR_LIES.keys())
-def test_a_tar_that_is_not_what_its_manifest_says_is_found(service: Service, lie: Lie) -> None:
+def test_a_tar_that_is_not_what_its_manifest_says_is_found(standing: Service, lie: Lie) -> None:
     """A restore reads what the manifest says and nothing else. Whoever uses tar relies on `verify --deep`."""
     lie(forge := honest(FORGED))
-    save(service, forge)
-    with refused(service, CorruptBackup):
-        service.verify(FORGED)
+    save(standing, forge)
+    with refused(standing, CorruptBackup):
+        standing.verify(FORGED)
 
 
 @pytest.mark.parametrize(
@@ -334,29 +342,29 @@ def test_a_tar_that_is_not_what_its_manifest_says_is_found(service: Service, lie
     [member("files/models/z", b"boo"), member("/etc/passwd", b"boo"), bytes(1024) + member("files/models/z", b"boo")],
     ids=["a member", "an absolute path", "behind the end"],
 )
-def test_what_follows_the_manifest_is_found(service: Service, after: bytes) -> None:
-    save(service, honest(FORGED), after=after)
-    with refused(service, CorruptBackup):
-        service.verify(FORGED)
+def test_what_follows_the_manifest_is_found(standing: Service, after: bytes) -> None:
+    save(standing, honest(FORGED), after=after)
+    with refused(standing, CorruptBackup):
+        standing.verify(FORGED)
 
 
-def test_a_second_gzip_member_is_found(service: Service) -> None:
+def test_a_second_gzip_member_is_found(standing: Service) -> None:
     """`tar` reads on where `tar -i` is asked to; other programs do so by themselves."""
-    path = save(service, honest(FORGED))
+    path = save(standing, honest(FORGED))
     more = gzip.compress(member("files/models/z", b"boo") + bytes(1024))
     path.write_bytes(path.read_bytes() + more)
     tell(path, checksum=digest_of(path), size_bytes=path.stat().st_size)
-    with refused(service, CorruptBackup):
-        service.verify(FORGED)
+    with refused(standing, CorruptBackup):
+        standing.verify(FORGED)
 
 
-def test_a_wrong_trailer_is_found(service: Service) -> None:
+def test_a_wrong_trailer_is_found(standing: Service) -> None:
     """`gzip -t` would refuse it, and so would tar."""
-    path = save(service, honest(FORGED))
+    path = save(standing, honest(FORGED))
     path.write_bytes(path.read_bytes()[:-8] + bytes(8))
     tell(path, checksum=digest_of(path))
-    with refused(service, CorruptBackup):
-        service.verify(FORGED)
+    with refused(standing, CorruptBackup):
+        standing.verify(FORGED)
 
 
 def digest_of(path: Path) -> str:
@@ -390,13 +398,13 @@ def tell(archive: Path, **says: Any) -> None:
     ],
     ids=str,
 )
-def test_an_index_that_lies_is_refused(service: Service, blocks: list[Any]) -> None:
+def test_an_index_that_lies_is_refused(standing: Service, blocks: list[Any]) -> None:
     forge = honest(FORGED)
-    save(service, forge, manifest=forge.manifest(blocks=blocks))
-    with refused(service, CorruptBackup):
-        service.restore(FORGED)
-    with refused(service, CorruptBackup):
-        service.verify(FORGED)
+    save(standing, forge, manifest=forge.manifest(blocks=blocks))
+    with refused(standing, CorruptBackup):
+        standing.restore(FORGED)
+    with refused(standing, CorruptBackup):
+        standing.verify(FORGED)
 
 
 def test_blocks_that_hold_more_than_they_declare_are_refused(service: Service) -> None:

@@ -11,7 +11,7 @@ import random
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,18 @@ THEIRS = X25519Identity(bytes(range(2, 34)))
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
     return Service.make(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """One service, with backups, for all that is refused, since that changes nothing. It encrypts."""
+    keyed = {"BACKUP_ENCRYPT": "true", "ENCRYPTION_KEY": MINE.reveal()}
+    service = Service.make(tmp_path_factory.mktemp("standing"), **keyed)
+    full = service.back_up()
+    service.back_up(components=["models"])
+    service.back_up()
+    service.back_up(since=full.backup_id)
+    return service
 
 
 @pytest.fixture
@@ -316,32 +328,32 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN.keys())
-def test_a_foreign_file_is_refused_and_named(sealed: Service, tmp_path: Path, content: bytes) -> None:
-    sealed.back_up()
+def test_a_foreign_file_is_refused_and_named(standing: Service, tmp_path: Path, content: bytes) -> None:
     for name in ("elsewhere.tar.gz", f"{FORGED}.tar.gz", f"{FORGED}.tar.gz.enc"):
         path = tmp_path / name
         path.write_bytes(content)
         for refuse in (
-            lambda path=path: sealed.restore(path, trust=True),
-            lambda path=path: sealed.verify(path),
-            lambda path=path: list(ls(sealed.installation(), str(path))),
-            lambda path=path: export(sealed.installation(), str(path), tmp_path / "out.tar.gz", ignore),
+            lambda path=path: standing.restore(path, trust=True),
+            lambda path=path: standing.verify(path),
+            lambda path=path: list(ls(standing.installation(), str(path))),
+            lambda path=path: export(standing.installation(), str(path), tmp_path / "out.tar.gz", ignore),
         ):
-            with refused(sealed, CorruptBackup, match=path.name):
+            with refused(standing, CorruptBackup, match=path.name):
                 refuse()
         path.unlink()
 
 
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN.keys())
-def test_a_foreign_file_under_the_name_of_a_backup_is_refused(service: Service, content: bytes) -> None:
-    archive = service.backups / service.installation().repository.archive_name(service.back_up())
-    size, checksum = len(content), hashlib.sha256(content).hexdigest()
+def test_a_foreign_file_under_the_name_of_a_backup_is_refused(standing: Service, content: bytes) -> None:
+    archive = save(standing, honest(FORGED))
     archive.write_bytes(content)
-    tell(archive, size_bytes=size, checksum=checksum)
-    with refused(service, CorruptBackup, KeyMissing):
-        service.restore("latest")
-    with refused(service, CorruptBackup, KeyMissing):
-        service.verify("latest")
+    tell(archive, size_bytes=len(content), checksum=hashlib.sha256(content).hexdigest())
+    with refused(standing, CorruptBackup):
+        standing.restore(FORGED)
+    with refused(standing, CorruptBackup):
+        standing.verify(FORGED)
+    archive.unlink()
+    record_of(archive).unlink()
 
 
 def test_an_archive_cut_short_anywhere_is_refused_by_its_path_too(service: Service, tmp_path: Path) -> None:
@@ -492,32 +504,42 @@ GARBAGE: dict[str, Callable[[Path], object]] = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def record(standing: Service) -> Iterator[Path]:
+    """The metadata of the last full backup; a models backup is older and an incremental newer."""
+    record = standing.backups / "full" / "full_20240101_040000.metadata.json"
+    content = record.read_bytes()
+    yield record
+    shutil.rmtree(record) if record.is_dir() else record.unlink()
+    record.write_bytes(content)
+
+
 @pytest.mark.parametrize("spoil", GARBAGE.values(), ids=GARBAGE.keys())
-def test_garbage_for_metadata_hides_no_other_backup_and_is_repaired(
-    service: Service, spoil: Callable[[Path], object]
+def test_garbage_for_metadata_hides_no_other_backup(
+    standing: Service, record: Path, spoil: Callable[[Path], object]
 ) -> None:
-    others = [service.back_up(), service.back_up(components=["models"])]
-    spoiled = service.back_up()
-    incremental = service.back_up(since=others[0].backup_id)
-    record = service.backups / "full" / f"{spoiled.backup_id}.metadata.json"
+    before = standing.installation().repository.backups()
     spoil(record)
-    found = service.installation().repository.backups()
-    assert [metadata.backup_id for metadata in found if metadata.is_good] == [
-        incremental.backup_id, others[1].backup_id, others[0].backup_id
-    ]  # fmt: skip
-    [damaged] = [metadata for metadata in found if not metadata.is_good]
-    assert (damaged.backup_id, damaged.status) == (spoiled.backup_id, "damaged")
-    with refused(service, CorruptBackup, BackupNotFound, match=spoiled.backup_id):
+    found = standing.installation().repository.backups()
+    assert [metadata for metadata in found if metadata.is_good] == [before[0], *before[2:]]
+    assert found[1].backup_id == before[1].backup_id == "full_20240101_040000"
+    assert found[1].status == "damaged"
+    with refused(standing, CorruptBackup, BackupNotFound, match=before[1].backup_id):
+        standing.restore(before[1].backup_id)
+    assert standing.verify("latest", deep=False) == before[0]
+
+
+@pytest.mark.parametrize("kind", ["nothing", "noise", "a link to nowhere", "status 'perfect'", "size_bytes inf"])
+def test_garbage_for_metadata_is_repaired_from_the_archive(service: Service, kind: str) -> None:
+    older, spoiled = service.back_up(), service.back_up()
+    GARBAGE[kind](service.backups / "full" / f"{spoiled.backup_id}.metadata.json")
+    assert service.back_up(incremental=True).parent == older.backup_id
+    repair(service.installation(), ignore)
+    again = service.installation().repository.find(spoiled.backup_id)
+    assert (again.checksum, again.size_bytes) == (spoiled.checksum, spoiled.size_bytes)
+    with refused(service, UntrustedSignature):
         service.restore(spoiled.backup_id)
-    assert service.verify("latest").backup_id == incremental.backup_id
-    service.restore(incremental.backup_id)
-    later = service.back_up(incremental=True)
-    assert later.parent == others[0].backup_id
-    if not record.is_dir():
-        repair(service.installation(), ignore)
-        again = service.installation().repository.find(spoiled.backup_id)
-        assert again.checksum == spoiled.checksum
-        service.restore(spoiled.backup_id, trust=True)
+    service.restore(spoiled.backup_id, trust=True)
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def _merge(archive: Archive, below: Entries, lines: list[dict[str, Any]]) -> Ent
         assert order > last
         last = order
         if line["kind"] == "deleted":
-            dropped |= {known for known in below if f"{known}/".startswith(f"{path}/")}
+            dropped.add(path)
             continue
         parts = [next(cursor) for _ in range(line.get("parts", 0))]
         given[path] = Entry(line, _content(archive, line, parts, below.get(path)))

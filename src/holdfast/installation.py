@@ -13,7 +13,7 @@ from pathlib import Path
 from holdfast import __version__
 from holdfast.clock import Clock, system_clock
 from holdfast.config import BackupConfig, Settings, load_settings
-from holdfast.crypto import KeyRing, SigningKey, read_key_file
+from holdfast.crypto import KeyRing, SigningKey, read_key_file, verify
 from holdfast.errors import ConfigError, CredentialError, KeyMissing, RestoreError
 from holdfast.model import Component, Signature, SourceRecord
 from holdfast.repository.archive import ArchiveRepository, Seal
@@ -69,7 +69,7 @@ class Installation:
         return ArchiveRepository(
             LocalStorage(self.settings.backup_dir),
             self.state,
-            Seal(encrypt=self.settings.encrypt, keys=self.keys, sign=self.sign),
+            Seal(encrypt=self.settings.encrypt, keys=self.keys, sign=self.sign, believes=self.believes),
             level=self.settings.compression_level,
             host=socket.gethostname(),
             tool=f"holdfast {__version__}",
@@ -99,6 +99,19 @@ class Installation:
     def sign(self, statement: bytes) -> Signature:
         key = self.signing_key()
         return Signature(key=key.public, value=key.sign(statement))
+
+    def trusted_keys(self) -> frozenset[str]:
+        """Public keys whose signatures are believed: this host's own, if it has one yet, and those pinned here."""
+        own = {self.signing_key().public} if self.state.signing_key.exists() else set()
+        return self.state.trusted_keys() | own
+
+    def believes(self, signature: Signature | None, statement: bytes) -> bool:
+        """Whether a signature is a good one of `statement`, by a trusted key."""
+        return (
+            signature is not None
+            and signature.key in self.trusted_keys()
+            and verify(signature.key, signature.value, statement)
+        )
 
     def sources(self, components: Sequence[Component]) -> list[Source]:
         """What there is to back up of these components, in the order of a backup."""

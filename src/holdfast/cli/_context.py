@@ -69,13 +69,13 @@ def _tell(event: Event) -> None:
         say(event.message)
 
 
-def _set_up_logging(level: str) -> None:
+def _set_up_logging(configured: str | None) -> None:
     root = logging.getLogger("holdfast")
-    if verbosity["level"] or level == "DEBUG":
+    if level := verbosity["level"] or configured:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         root.addHandler(handler)
-        root.setLevel(verbosity["level"] or level)
+        root.setLevel(level)
     else:
         # Warnings reach a person through the events; without this, logging would print them a second time.
         root.addHandler(logging.NullHandler())

@@ -49,7 +49,8 @@ class Settings:
     """An age identity file: the one configured, be it there or not, or the ``holdfast.key`` that is."""
     hooks_before: tuple[Argv, ...] = field(repr=False)
     hooks_after: tuple[Argv, ...] = field(repr=False)
-    log_level: str
+    log_level: str | None
+    """None: nothing but what commands tell anyway."""
     database_url: SecretStr | None = field(repr=False)
     """``DATABASE_URL``; ask `databases`, which knows what it stands for."""
     database_tables: Mapping[str, DatabaseTable] = field(repr=False)

@@ -177,4 +177,4 @@ class Variables(Table):
 
     encryption_key: SecretStr | None = None
     database_url: SecretStr | None = None
-    log_level: LogLevel = "INFO"
+    log_level: LogLevel | None = None

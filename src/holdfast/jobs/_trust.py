@@ -33,9 +33,7 @@ def check_signature(
         raise HostileBackup(f"{metadata.backup_id}: its signature does not fit its content")
     if trust:
         return
-    state = installation.state
-    own = {installation.signing_key().public} if state.signing_key.exists() else frozenset()
-    known = own | state.trusted_keys()
+    known = installation.trusted_keys()
     if signature is None:
         if not known and vouch(f"{metadata.backup_id} is not signed. Restore it all the same?"):
             return
@@ -49,7 +47,7 @@ def check_signature(
     if not known and vouch(
         f"{metadata.backup_id} was signed on {metadata.host} by {print_}. Is that your key?"
     ):
-        state.trust(signature.key)
+        installation.state.trust(signature.key)
         return
     raise UntrustedSignature(
         f"{metadata.backup_id} is signed by {print_}, which this installation does not know",

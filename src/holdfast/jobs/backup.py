@@ -86,10 +86,8 @@ def _backup(
     repository = installation.repository
     parent = _parent(installation, since) if incremental else None
     wanted = parse_components(list(components)) if components is not None else None
-    selected = wanted or installation.settings.default_components()
-    required = set(wanted or ()) | {
-        name for name in (parent.components if parent else ()) if name in selected
-    }
+    selected = wanted or _selected_by_default(installation, parent)
+    required = set(wanted or (parent.components if parent else ()))
     scans = _begin_scans(installation, selected, required, tally)
     present = tuple(name for name in selected if any(scan.source.component == name for scan in scans))
     _compare_with_last(installation, present, selected, tally)

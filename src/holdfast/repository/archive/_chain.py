@@ -55,9 +55,17 @@ class StoredArchive:
         return sorted(self._levels[-1].sources, key=lambda record: record.key)
 
     def entries(self, source: SourceRecord) -> Iterator[Entry]:
+        entries = size = 0
         for located in self._located(source):
             self._last = located
+            entries += 1
+            size += located.entry.size if located.entry.kind == "file" else 0
             yield located.entry
+        if (entries, size) != (source.entries, source.bytes):
+            raise CorruptBackup(
+                f"{self.metadata.backup_id}: {source.component} {source.name} holds {entries} entries "
+                f"of {size} bytes, and should hold {source.entries} of {source.bytes}"
+            )
 
     def extents(self, entry: Entry) -> tuple[Extent, ...]:
         """Where an entry's content lies, in order."""
@@ -108,21 +116,17 @@ def _merge(levels: Sequence[OpenArchive], level: int, key: SourceKey) -> Iterato
         raise CorruptBackup(f"{levels[0].name} is a full backup that says it is not whole")
     below = _merge(levels, level - 1, key)
     held = next(below, None)
-    hidden = "\0"
     while held is not None or rows.row is not None:
         row = rows.row
         held_key = order_key(held.entry.path) if held is not None else ""
         row_key = order_key(row.entry.path) if row is not None else ""
         if held is not None and (row is None or held_key < row_key):
-            if not held_key.startswith(hidden):
-                yield held
+            yield held
             held = next(below, None)
             continue
         assert row is not None
         same = held if held is not None and held_key == row_key else None
-        if row.entry.kind == "deleted":
-            hidden = row_key + "\0"
-        else:
+        if row.entry.kind != "deleted":
             yield _locate(levels, level, row, rows, same)
         rows.advance()
         if same is not None:

@@ -30,9 +30,9 @@ InflateError = cast("type[Exception]", isal_zlib.error)
 RAW_DEFLATE = -15  # how zlib's interface asks for no header, no trailer and the full 32 KiB window
 _SYNC_TAIL = b"\x00\x00\xff\xff"
 
-# Level -> the level of zlib-ng, above those of ISA-L. zlib-ng 1 expands weights. Its 5 and 6 gain 1 % on rows over its
-# 4, for 10 and 45 % more time, its 8 takes ten times as long as its 7 on the indexes of a database, and its 9 is both
-# slower and larger than its 8. So the highest levels differ in little but what follows.
+# Level -> the level of zlib-ng, above those of ISA-L. zlib-ng 1 expands weights. Its 5 and 6 gain 1 % on rows over
+# its 4, for 10 and 45 % more time, its 8 takes ten times as long as its 7 on the indexes of a database, and its 9 is
+# both slower and larger than its 8. So the highest levels differ in little but what follows.
 _ISAL = (1, 2)
 _SEARCH = {3: 2, 4: 3, 5: 3, 6: 4, 7: 4, 8: 4, 9: 4}
 # zlib-ng 7 takes twice as long as 4. It gains 10 % on the indexes of a database, 2 % on rows, less on text: from this

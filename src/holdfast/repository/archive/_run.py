@@ -55,7 +55,6 @@ class ArchiveRun:
         self._upload = upload
         self._parent = parent
         self._rows: Rows | None = None
-        self._hidden = "\0"
         self._key = ""
         self._records: list[SourceRecord] = []
         sink = _Limited(upload, max_bytes)
@@ -69,7 +68,6 @@ class ArchiveRun:
         key = (component, name)
         self._rows = self._parent.rows(key) if self._parent is not None else None
         self._line(manifest.source_line(key, whole=self._rows is None))
-        self._hidden = "\0"
         self._key = ""
         return self._rows is not None
 
@@ -84,7 +82,7 @@ class ArchiveRun:
                 return rows.row
             if key > wanted:
                 return None
-            self._delete(rows.row.entry.path, key)
+            self._manifest.write(manifest.deleted_line(rows.row.entry.path))
             rows.advance()
         return None
 
@@ -125,7 +123,7 @@ class ArchiveRun:
     def end_source(self, record: SourceRecord) -> None:
         if self._rows is not None:
             while (row := self._rows.row) is not None:
-                self._delete(row.entry.path, order_key(row.entry.path))
+                self._manifest.write(manifest.deleted_line(row.entry.path))
                 self._rows.advance()
         self._rows = None
         entries = self.entries - sum(known.entries for known in self._records)
@@ -258,12 +256,6 @@ class ArchiveRun:
     def _count(self, entry: Entry) -> None:
         self.entries += 1
         self.source_bytes += entry.size if entry.kind == "file" else 0
-
-    def _delete(self, path: str, key: str) -> None:
-        if key.startswith(self._hidden):
-            return
-        self._manifest.write(manifest.deleted_line(path))
-        self._hidden = key + "\0"
 
 
 class _Piece:

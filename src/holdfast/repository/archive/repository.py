@@ -52,6 +52,8 @@ class Seal:
     keys: Callable[[], KeyRing]
     """Asked when a key is needed. Raises KeyMissing when none is configured."""
     sign: Callable[[bytes], Signature]
+    believes: Callable[[Signature | None, bytes], bool]
+    """Whether a signature is a good one of a statement, by a host that is trusted here."""
 
 
 def statement(backup_id: str, manifest_digest: str) -> bytes:
@@ -361,9 +363,12 @@ class ArchiveRepository(Catalog):
         return run
 
     def _parent_list(self, stack: ExitStack, parent: BackupMetadata) -> ParentList | None:
-        """What the parent holds: from the local state, else from the archives, where they can be read."""
+        """What the parent holds: from the local state, else from the archives, where they can be read and believed.
+
+        What this host signs must not stand for what somebody else has put there.
+        """
         found = lists.open_list(self._state, parent)
-        if found is None and self._readable(parent):
+        if found is None and self._seal.believes(*self.signature_of(parent)) and self._readable(parent):
             with self.open(parent) as stored:
                 lists.rebuild(self._state, stored)
             found = lists.open_list(self._state, parent)
