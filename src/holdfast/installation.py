@@ -195,16 +195,24 @@ class Installation:
             raise RestoreError(f"the backup does not say where database {record.name} was")
         return self._path(record, record.roots[0])
 
+    def _configured(self) -> list[Path]:
+        return [path for spec in self.settings.files for path in spec.paths]
+
     def _path(self, record: SourceRecord, root: str) -> Path:
         area, _, rest = root.partition("/")
         if area == "files" and rest:
             path = self.settings.root / rest
             if path in self._never() or path.name.startswith(".holdfast-"):
                 raise RestoreError(f"{path} is Holdfast's own, and no restore replaces it")
-            return path
+            inside = Path(os.path.realpath(path.parent)).is_relative_to(self.settings.root)
+            if inside or path in self._configured():
+                return path
+            raise RestoreError(
+                f"{path} lies behind a link that leads out of {self.settings.root}, and is not configured here",
+                hint="Name it in holdfast.toml, or restore elsewhere with --target DIR.",
+            )
         path = Path("/") / rest
-        configured = [known for spec in self.settings.files for known in spec.paths]
-        if area != "absolute" or path not in configured:
+        if area != "absolute" or path not in self._configured():
             raise RestoreError(
                 f"{record.component} {record.name} was backed up from {path}, which is not configured here",
                 hint="Name it in holdfast.toml, or restore elsewhere with --target DIR.",

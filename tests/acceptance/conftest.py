@@ -55,7 +55,7 @@ def project(
     directory = tmp_path / "project"
     shutil.copytree(seeded, directory)
     (directory / "backend").symlink_to(ROOT / "backend")
-    for name in os.environ:
+    for name in list(os.environ):
         if name.startswith(("BACKUP_", "HOLDFAST_")) or name in (
             "DATABASE_URL",
             "ENCRYPTION_KEY",

@@ -56,8 +56,11 @@ def shell(script: str) -> Done:
     return run(["bash", "-e", "-c", script])
 
 
-def at_terminal(command: list[str], answer: str) -> Done:
-    """Runs a program at a terminal, and answers its question. `out` is all that the terminal shows."""
+def at_terminal(command: list[str], answer: str | None = None) -> Done:
+    """Runs a program at a terminal of the usual width, and answers its question, where it is to ask one.
+
+    `out` is all that the terminal shows.
+    """
     ours, theirs = pty.openpty()
     try:
         child = subprocess.Popen(
@@ -65,18 +68,18 @@ def at_terminal(command: list[str], answer: str) -> Done:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=os.environ | {"TERM": "xterm", "COLUMNS": "200"},
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "80"},
             start_new_session=True,
         )
     finally:
         os.close(theirs)
-    shown, answered = b"", False
+    shown, answered = b"", answer is None
     with child:
         try:
             while piece := _read(ours):
                 shown += piece
                 if not answered and b"?" in shown.replace(_HIDE_CURSOR, b""):
-                    os.write(ours, answer.encode() + b"\n")
+                    os.write(ours, f"{answer}\n".encode())
                     answered = True
             child.wait(PATIENCE)
         finally:

@@ -236,11 +236,23 @@ def test_no_answer_at_a_terminal_means_no_and_the_question_says_so(two: Path) ->
     done = at_terminal(command_of("restore", FULL_ID), "")
     assert done.status == 2
     assert state() == before
-    question = next(line for line in done.out.splitlines() if "Replace" in line)
-    assert "[y/N]" in question
+    question, options, _ = done.out.partition("[y/N]")
+    assert options
+    assert FULL_ID in question
     # The cursor is there while a person types, and no progress is drawn over the answer.
-    asked = done.out[: done.out.index(question)]
-    assert asked.count("\x1b[?25l") == asked.count("\x1b[?25h")
+    assert question.count("\x1b[?25l") == question.count("\x1b[?25h")
+
+
+def test_a_terminal_of_the_usual_width_cuts_nothing_short(two: Path) -> None:
+    listed = at_terminal(command_of("list"))
+    assert listed.status == 0
+    for known in backup_manager.list_backups():
+        assert known.backup_id in listed.out
+        assert known.timestamp.replace("T", " ") in listed.out
+    assert "…" not in listed.out
+    shown = at_terminal(command_of("show", "latest"))
+    assert backup_manager.list_backups()[0].checksum in shown.out
+    assert "duration seconds" in shown.out
 
 
 def killed_at(line: str, *arguments: str) -> None:

@@ -26,7 +26,7 @@ def test_without_any_configuration_the_contracts_defaults_hold(tmp_path: Path) -
     assert settings.database_timeout == 30
     assert (settings.encryption_key, settings.key_file, settings.config_file) == (None, None, None)
     assert (settings.hooks_before, settings.hooks_after) == ((), ())
-    assert settings.log_level == "INFO"
+    assert settings.log_level is None
 
 
 def test_the_root_is_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

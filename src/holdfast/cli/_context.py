@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from holdfast.cli._terminal import print_json, say
-from holdfast.errors import HoldfastError, Interrupted
+from holdfast.errors import HoldfastError, Interrupted, LockHeld
 from holdfast.events import Event, Noted
 
 if TYPE_CHECKING:
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def command(*, as_json: bool = False, recovering: bool = True) -> Iterator[Installation]:
+def command(
+    *, as_json: bool = False, recovering: bool = True, looking: bool = False
+) -> Iterator[Installation]:
     """Runs a command's body: loads the settings, recovers what a crashed restore left, turns errors into words and
-    exit codes."""
+    exit codes. `looking`: the command only looks, and may do so while a restore is at work."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         from holdfast.installation import Installation
@@ -32,7 +34,11 @@ def command(*, as_json: bool = False, recovering: bool = True) -> Iterator[Insta
         installation = Installation.load()
         _set_up_logging(installation.settings.log_level)
         if recovering:
-            recover(installation, _tell)
+            try:
+                recover(installation, _tell)
+            except LockHeld:
+                if not looking:
+                    raise
         yield installation
     except (HoldfastError, KeyboardInterrupt) as error:
         fail(error, as_json=as_json)

@@ -82,7 +82,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List backups, newest first."""
-    with command(as_json=as_json) as installation:
+    with command(as_json=as_json, looking=True) as installation:
         from holdfast.errors import UsageError
         from holdfast.model import BACKUP_TYPES
 
@@ -119,7 +119,7 @@ def list_(
 
 def show(backup_id: Id, as_json: Json = False) -> None:
     """Show what is known of a backup."""
-    with command(as_json=as_json) as installation:
+    with command(as_json=as_json, looking=True) as installation:
         from holdfast.crypto import fingerprint
         from holdfast.jobs._locate import locate
 
@@ -145,7 +145,7 @@ def ls(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
     """List what a backup holds."""
-    with command(as_json=as_json) as installation:
+    with command(as_json=as_json, looking=True) as installation:
         import json
         import sys
 
@@ -181,7 +181,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove that a backup is good."""
-    with command(as_json=as_json) as installation:
+    with command(as_json=as_json, looking=True) as installation:
         from holdfast.jobs.verify import Verdict, verify_all
         from holdfast.jobs.verify import verify as verify_one
 

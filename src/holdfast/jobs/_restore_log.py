@@ -65,7 +65,7 @@ def restore_log(installation: Installation, reference: str, emit: Emit) -> Itera
         yield log
     except BaseException as error:
         message = str(error) if isinstance(error, HoldfastError) else type(error).__name__
-        log.write(f"failed, and the data is as it was: {message}")
+        log.write(f"failed: {message}")
         record |= {"status": "failed", "error": type(error).__name__, "message": message}
         emit(RunFailed("restore", reference, message))
         raise

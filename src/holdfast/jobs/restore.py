@@ -179,7 +179,13 @@ class _Work:
 
 
 def _check_room(needs: dict[Path, int]) -> None:
+    by_device: dict[int, tuple[Path, int]] = {}
     for directory, size in needs.items():
+        while not directory.exists():
+            directory = directory.parent
+        device = directory.stat().st_dev
+        by_device[device] = directory, size + by_device.get(device, (directory, 0))[1]
+    for directory, size in by_device.values():
         free = free_bytes(directory)
         if size + _RESERVE > free:
             raise NoSpace(

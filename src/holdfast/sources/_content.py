@@ -126,6 +126,9 @@ class Reader:
                 self._links.forget(listed.path)
             size = status.st_size
             xattrs = read_xattrs(descriptor)
+            entry = self._entry(
+                listed.path, "file", status, size=size, xattrs=xattrs
+            )  # the time before reading counts
             opened = _Opened(descriptor, status, directory, name, self._may_grow, settle)
             if size <= SMALL_BYTES:
                 # Read before it is known whether it is a database: looking first costs a system call a file.
@@ -136,7 +139,6 @@ class Reader:
             if database:
                 close = close_database
             else:
-                entry = self._entry(listed.path, "file", status, size=size, xattrs=xattrs)
                 if size <= SMALL_BYTES:
                     opened.take(data)
                 else:
@@ -212,8 +214,9 @@ class _Opened:
     def read(self) -> bytes:
         """What a small file holds. Leaves the descriptor open."""
         size = self._status.st_size
-        data = os.read(self._descriptor, size)
-        while 0 < len(data) < size and (more := os.read(self._descriptor, size - len(data))):
+        # Not moving the offset: a database's descriptor is put by, and read from the start another time.
+        data = os.pread(self._descriptor, size, 0)
+        while 0 < len(data) < size and (more := os.pread(self._descriptor, size - len(data), len(data))):
             data += more
         return data
 

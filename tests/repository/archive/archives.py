@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conformance.trees import Clock
-from holdfast.crypto import KeyRing, SigningKey, X25519Identity
+from holdfast.crypto import KeyRing, SigningKey, verify, X25519Identity
 from holdfast.model import BackupMetadata, Signature
 from holdfast.repository.archive import ArchiveRepository, Seal
 from holdfast.state import LocalState
@@ -19,6 +19,10 @@ SIGNING_KEY = SigningKey.generate()
 
 def sign(statement: bytes) -> Signature:
     return Signature(SIGNING_KEY.public, SIGNING_KEY.sign(statement))
+
+
+def believes(signature: Signature | None, statement: bytes) -> bool:
+    return signature is not None and verify(SIGNING_KEY.public, signature.value, statement)
 
 
 @dataclass
@@ -43,7 +47,7 @@ class ArchiveGround:
         return ArchiveRepository(
             LocalStorage(self.directory),
             self.state,
-            Seal(encrypt=self.encrypt, keys=lambda: self.keys, sign=sign),
+            Seal(encrypt=self.encrypt, keys=lambda: self.keys, sign=sign, believes=believes),
             level=1,
             host="test-host",
             tool="holdfast 1",

@@ -54,7 +54,7 @@ class OpenArchive:
                 end = line
             self.entries, self.source_bytes, self.sources = manifest.parse_end(end)
             self._check(metadata)
-            self.raw = GzipReader(source, blocks)
+            self.raw = GzipReader(source, blocks, name=name)
             self.raw_size = blocks.raw_size
             self.manifest_offset = blocks.compressed_end
             """Where the gzip block begins that follows the listed ones: the manifest's."""
@@ -102,7 +102,7 @@ class OpenArchive:
 
 def _load(source: RandomAccess, metadata: BackupMetadata | None, name: str) -> tuple[IO[bytes], str, int]:
     location = metadata.manifest if metadata is not None else None
-    tar = TarStream(stream(source, location.compressed_offset if location else 0))
+    tar = TarStream(stream(source, location.compressed_offset if location else 0, name=name))
     member = tar.advance()
     if location is None:
         while member is not None and member.path != manifest.NAME:

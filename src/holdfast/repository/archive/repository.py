@@ -132,8 +132,7 @@ class ArchiveRepository(Catalog):
         name = names.archive_of(metadata)
         with ExitStack() as stack:
             file = stack.enter_context(self._open_file(name))
-            if file.size != metadata.size_bytes:
-                raise CorruptBackup(f"{name} has {file.size} bytes instead of {metadata.size_bytes}")
+            _check_size(file, metadata, name)
             if _checksum(file, progress) != metadata.checksum:
                 raise CorruptBackup(
                     f"{name} does not have the checksum {metadata.checksum[:12]}… of its metadata"
@@ -233,7 +232,7 @@ class ArchiveRepository(Catalog):
         """The metadata of an archive that has lost its own, unsigned, from its manifest. Reads it to the end."""
         with ExitStack() as stack:
             file = stack.enter_context(self._open_file(name))
-            archive = _opened(stack, plaintext(file, self._seal.keys), None, name)
+            archive = _opened(stack, plaintext(file, self._seal.keys, name), None, name)
             header = archive.header
             return BackupMetadata(
                 backup_id=header.id,
@@ -387,17 +386,15 @@ class ArchiveRepository(Catalog):
         for level in self.chain(parent):
             name = names.archive_of(level)
             with self._open_file(name) as file:
-                if file.size != level.size_bytes:
-                    raise CorruptBackup(
-                        f"{name} has {file.size} bytes instead of {level.size_bytes}, so nothing can rest on it",
-                        hint="Take a full backup.",
-                    )
+                _check_size(file, level, name)
 
     def _levels(self, stack: ExitStack, metadata: BackupMetadata) -> list[OpenArchive]:
         levels = []
         for level in reversed(self.chain(metadata)):
             name = names.archive_of(level)
-            levels.append(_opened(stack, self._source(stack, name), level, name))
+            file = stack.enter_context(self._open_file(name))
+            _check_size(file, level, name)
+            levels.append(_opened(stack, plaintext(file, self._seal.keys, name), level, name))
         return levels
 
     def _record_failure(self, started: BackupMetadata, error: BaseException) -> None:
@@ -419,8 +416,10 @@ class ArchiveRepository(Catalog):
         except FileNotFoundError:
             raise CorruptBackup(f"{name} is missing, though its metadata is there") from None
 
-    def _source(self, stack: ExitStack, name: str) -> RandomAccess:
-        return plaintext(stack.enter_context(self._open_file(name)), self._seal.keys)
+
+def _check_size(file: RandomAccess, metadata: BackupMetadata, name: str) -> None:
+    if file.size != metadata.size_bytes:
+        raise CorruptBackup(f"{name} has {file.size} bytes instead of {metadata.size_bytes}")
 
 
 def _checksum(file: RandomAccess, progress: Callable[[int], None]) -> str:
@@ -458,11 +457,11 @@ def _opens(file: RandomAccess, keys: KeyRing) -> bool:
     return True
 
 
-def plaintext(file: RandomAccess, keys: Callable[[], KeyRing]) -> RandomAccess:
+def plaintext(file: RandomAccess, keys: Callable[[], KeyRing], name: str) -> RandomAccess:
     """The gzip file in an archive, whether it is encrypted or not."""
     if not is_age_file(file.read_at(0, 64)):
         return file
-    return OpeningReader(file, keys().identities)
+    return OpeningReader(file, keys().identities, name=name)
 
 
 def _opened(
