@@ -54,7 +54,6 @@ def test_1_failed_for_a_machine(plain: Path, back_up_at: BackUpAt) -> None:
     [
         (["backup", "--component", "databse"], "databse"),
         (["list", "--typo", "full"], "--typo"),
-        (["list", "--type", "weekly"], "weekly"),
         (["demo", "--service", "nowhere"], "nowhere"),
     ],
 )

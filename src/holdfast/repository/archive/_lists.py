@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 
 from blake3 import blake3
 from isal import igzip
@@ -14,6 +15,7 @@ from holdfast.errors import CorruptBackup
 from holdfast.model import BackupMetadata
 from holdfast.repository.archive import _manifest as manifest
 from holdfast.repository.archive._chain import StoredArchive
+from holdfast.repository.archive._gzip_block import InflateError
 from holdfast.repository.archive._manifest import Header
 from holdfast.repository.archive._parent import ParentList, list_head
 from holdfast.repository.archive._parts import PartsWriter, chunks
@@ -27,14 +29,23 @@ _KEEP = 8
 
 def open_list(state: LocalState, metadata: BackupMetadata) -> ParentList | None:
     """The list of a backup; None when there is none, or it is damaged, or of another backup of the same id."""
+    path = state.list_file(metadata.backup_id)
     try:
-        found = ParentList(state.list_file(metadata.backup_id))
-    except (FileNotFoundError, CorruptBackup):
+        _read_through(path)
+        found = ParentList(path)
+    except (OSError, EOFError, InflateError, CorruptBackup):
         return None
     if metadata.manifest is None or found.manifest_digest != metadata.manifest.digest:
         found.close()
         return None
     return found
+
+
+def _read_through(path: Path) -> None:
+    """Raises what gzip raises for a file that is not whole: better before a run rests on it than in the middle."""
+    with igzip.open(path, "rb") as file:
+        while file.read(1 << 20):
+            pass
 
 
 def save(state: LocalState, metadata: BackupMetadata, lines: Iterator[bytes]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import IO
 
@@ -135,11 +135,8 @@ class ArchiveRun:
         self.committed = self._publish(self, warnings, duration_seconds)
         return self.committed
 
-    def finish(self) -> tuple[ManifestLocation, str, int]:
-        """Writes the manifest and makes the archive durable.
-
-        Returns the manifest's place, and the SHA-256 and size of the archive's file.
-        """
+    def finish(self) -> ManifestLocation:
+        """Writes the manifest. `store` is all that is left to do."""
         compressed_offset, _ = self._gzip.cut()
         for line in manifest.blocks_lines(self._gzip.blocks):
             self._manifest.write(line)
@@ -155,9 +152,11 @@ class ArchiveRun:
         self._gzip.close()
         if self._seal is not None:
             self._seal.close()
-        location = ManifestLocation(digest.hexdigest(), size, compressed_offset)
-        checksum = self._upload.publish()
-        return location, checksum, self._upload.size
+        return ManifestLocation(digest.hexdigest(), size, compressed_offset)
+
+    def store(self) -> tuple[str, int]:
+        """Makes the archive durable, and gives it its name. Returns its SHA-256 and its size."""
+        return self._upload.publish(), self._upload.size
 
     def resolved(self) -> Iterator[bytes]:
         """The lines of this backup's list: what a full backup's manifest would have said."""
@@ -216,7 +215,7 @@ class ArchiveRun:
         whole = hashlib.sha256()
         size = 0
         piece = _Piece(self._gzip, entry, name)
-        with closing(PartsWriter()) as parts, closing(PartsWriter()) as resolved:
+        with closing(PartsWriter()) as parts, closing(PartsWriter()) as resolved, piece.emptied_on_error():
             for chunk in chunks(stream):
                 digest = blake3(chunk)
                 whole.update(chunk)
@@ -277,6 +276,18 @@ class _Piece:
         offset: int = self._gzip.raw_size + len(self._header(0)) + len(self._buffer)
         self._buffer += data
         return offset
+
+    @contextmanager
+    def emptied_on_error(self) -> Iterator[None]:
+        """What was written before the error must not be taken for content by whoever joins the extracted pieces."""
+        try:
+            yield
+        except SourceChanged:
+            written, self._number = self._number, 1
+            while self._number < written:
+                self._gzip.write(self._header(0))
+                self._number += 1
+            raise
 
     def flush(self) -> None:
         if not self._buffer:

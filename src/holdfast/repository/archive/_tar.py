@@ -122,7 +122,7 @@ def parse(blocks: bytes) -> Member | None:
         return Member(
             path=os.fsdecode(records.get(b"path", os.fsencode(plain.path))).rstrip("/"),
             kind=plain.kind,
-            size=int(records.get(b"size", plain.size)),
+            size=_decimal(records[b"size"]) if b"size" in records else plain.size,
             target=os.fsdecode(records.get(b"linkpath", os.fsencode(plain.target))),
             length=following + BLOCK,
         )
@@ -190,6 +190,12 @@ def _records(body: bytes) -> dict[bytes, bytes]:
         found[key] = value
         position += int(digits)
     return found
+
+
+def _decimal(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 19:
+        raise CorruptBackup("a pax header holds a size that is no sensible number")
+    return int(value)
 
 
 def number(field: bytes) -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 
 from holdfast.errors import CorruptBackup
+from holdfast.model import SourceRecord, order_key
 from holdfast.repository.archive._chain import StoredArchive
 from holdfast.repository.archive._manifest import Row
 from holdfast.repository.archive._open import OpenArchive
@@ -22,31 +25,58 @@ def verify_content(
     Raises CorruptBackup.
     """
     _verify_members(levels[-1], progress)
-    if len(levels) == 1:
-        return
     top = len(levels) - 1
     for source in stored.sources():
+        _verify_links(stored, source)
         for entry in stored.entries(source):
-            if entry.kind == "file" and {extent.level for extent in stored.extents(entry)} != {top}:
+            extents = stored.extents(entry)
+            if entry.kind == "file" and [extent.level for extent in extents] != [top]:
                 for piece in stored.read(entry):
                     progress(len(piece))
 
 
+def _verify_links(stored: StoredArchive, source: SourceRecord) -> None:
+    """Every hard link shares a file that comes before it. The table spills to disk."""
+    with closing(sqlite3.connect("", isolation_level=None)) as table:
+        table.execute("CREATE TABLE link (path TEXT, target TEXT)")
+        table.execute("CREATE INDEX by_target ON link (target)")
+        table.execute("BEGIN")
+        for entry in stored.entries(source):
+            if entry.kind == "hardlink":
+                table.execute("INSERT INTO link VALUES (?, ?)", (_key(entry.path), _key(entry.target)))
+        for entry in stored.entries(source):
+            if entry.kind == "file":
+                table.execute("DELETE FROM link WHERE target = ?1 AND path > ?1", (_key(entry.path),))
+        left = table.execute("SELECT path FROM link LIMIT 1").fetchone()
+    if left is not None:
+        path = left[0].decode("utf-8", "surrogateescape").replace("\0", "/")
+        raise CorruptBackup(
+            f"{stored.metadata.backup_id}: {path} is a hard link to what is no file before it"
+        )
+
+
+def _key(path: str) -> bytes:
+    """Bytes that sort as entries do, also for names that are not UTF-8."""
+    return order_key(path).encode("utf-8", "surrogateescape")
+
+
 def _verify_members(archive: OpenArchive, progress: Callable[[int], None]) -> None:
     tar = TarStream(archive.raw.iter_at(0, archive.raw_size))
-    expected = _members_expected(archive)
-    row = next(expected, None)
+    expected = _Expected(archive)
     while not tar.at_end(archive.raw_size):
         member = tar.advance()
-        while row is not None and member is not None and _is_in_pieces(row) and not _is_piece(member, row):
-            row = next(expected, None)
-        if member is None or row is None:
-            raise CorruptBackup(f"{archive.name}: the tar holds what the manifest does not list")
-        if _is_in_pieces(row):
+        if member is None:
+            raise CorruptBackup(f"{archive.name}: the tar ends before the manifest says so")
+        if expected.passes_as_piece(member, tar.position):
             continue
+        row = expected.row
+        if row is None:
+            raise CorruptBackup(
+                f"{archive.name}: the tar holds {member.path}, which the manifest does not list"
+            )
         _compare(archive.name, member, row)
         if row.entry.kind != "file":
-            row = next(expected, None)
+            expected.advance()
         elif row.offset == tar.position:
             digest = hashlib.sha256()
             for piece in tar.content():
@@ -54,12 +84,39 @@ def _verify_members(archive: OpenArchive, progress: Callable[[int], None]) -> No
                 progress(len(piece))
             if digest.hexdigest() != row.entry.digest:
                 raise CorruptBackup(f"{archive.name}: {row.entry.path} is not what the manifest says")
-            row = next(expected, None)
+            expected.advance()
         # Else the file changed while it was read, and a later member of the same name stands for it.
-    while row is not None and _is_in_pieces(row):
-        row = next(expected, None)
-    if row is not None:
-        raise CorruptBackup(f"{archive.name}: the tar lacks {row.entry.path}, which the manifest lists")
+    while expected.row is not None and _is_in_pieces(expected.row):
+        expected.advance()
+    if expected.row is not None:
+        raise CorruptBackup(
+            f"{archive.name}: the tar lacks {expected.row.entry.path}, which the manifest lists"
+        )
+
+
+class _Expected:
+    """The entries that must have members, as a cursor that looks one ahead."""
+
+    def __init__(self, archive: OpenArchive) -> None:
+        self._rows = _members_expected(archive)
+        self.row = next(self._rows, None)
+        self._following = next(self._rows, None)
+
+    def advance(self) -> None:
+        self.row, self._following = self._following, next(self._rows, None)
+
+    def passes_as_piece(self, member: Member, position: int) -> bool:
+        """Whether a member is a piece of the row; what is in pieces and ends here is left behind.
+
+        A rotated log may be called as a piece would be: an entry that lies just there comes first.
+        """
+        while self.row is not None and _is_in_pieces(self.row):
+            after = self._following
+            is_next = after is not None and (after.entry.path, after.offset) == (member.path, position)
+            if not is_next and _is_piece(member, self.row):
+                return True
+            self.advance()
+        return False
 
 
 def _members_expected(archive: OpenArchive) -> Iterator[Row]:

@@ -225,6 +225,7 @@ class ArchiveRepository(Catalog):
                     progress(entry.size, 1)
                 run.end_source(record)
             run.finish()
+            run.store()
         finally:
             run.abort()
 
@@ -325,7 +326,9 @@ class ArchiveRepository(Catalog):
         )
 
         def publish(run: ArchiveRun, warnings: int, duration_seconds: float) -> BackupMetadata:
-            location, checksum, size = run.finish()
+            location = run.finish()
+            signature = self._seal.sign(statement(started.backup_id, location.digest))
+            checksum, size = run.store()
             metadata = replace(
                 started,
                 size_bytes=size,
@@ -336,9 +339,13 @@ class ArchiveRepository(Catalog):
                 duration_seconds=round(duration_seconds, 3),
                 warnings=warnings,
                 manifest=location,
-                signature=self._seal.sign(statement(started.backup_id, location.digest)),
+                signature=signature,
             )
-            self.save_metadata(metadata)
+            try:
+                self.save_metadata(metadata)
+            except BaseException:
+                self._storage.delete(names.archive_of(metadata))
+                raise
             # The backup is made. What goes wrong from here on only makes the next incremental a larger one.
             try:
                 lists.save(self._state, metadata, run.resolved())
