@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import stat
 from collections.abc import Iterator, Sequence
@@ -115,6 +116,22 @@ def refused(
     private place is left."""
     top = service.root.parent
     own = (top / "state", service.backups / "temp")
-    with untouched(top, but=own), pytest.raises(errors, match=match) as raised:
+    with untouched(top, but=own), no_hang(), pytest.raises(errors, match=match) as raised:
         yield raised
     assert str(raised.value)
+
+
+@contextmanager
+def no_hang(seconds: int = 60) -> Iterator[None]:
+    """What goes on without end fails its own test, and not all the others."""
+
+    def give_up(number: int, frame: object) -> None:
+        raise AssertionError("it goes on without end")
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)

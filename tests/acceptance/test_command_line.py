@@ -137,7 +137,9 @@ def test_list_shows_the_newest_first_and_one_type_when_asked(two: Path) -> None:
         (f"./backups/incremental/{INCREMENTAL_ID}.tar.gz", INCREMENTAL_ID),
     ],
 )
-def test_a_backup_is_found_by_a_prefix_of_its_id_and_by_path(two: Path, reference: str, expected: str) -> None:
+def test_a_backup_is_found_by_a_prefix_of_its_id_and_by_path(
+    two: Path, reference: str, expected: str
+) -> None:
     assert holdfast("show", reference, "--json").json["backup_id"] == expected
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from acceptance.contract import FULL_ID
-from acceptance.running import PATIENCE, command_of, holdfast
+from acceptance.running import PATIENCE, Done, command_of, holdfast
 from acceptance.service_state import ARCHIVE, DATABASE, BackUpAt, damage, make_slow, state
 from app.utils.backup import backup_manager
 
@@ -72,6 +74,15 @@ def test_2_a_wrong_setting(plain: Path) -> None:
     assert "retention_days" in told.json["hint"]
 
 
+@pytest.mark.parametrize("variable", ["BACKUP_DIR", "XDG_STATE_HOME"])
+def test_a_directory_that_cannot_be_one_is_told_in_words(plain: Path, variable: str) -> None:
+    Path("a-file").touch()
+    done = holdfast("backup", **{variable: str(plain / "a-file")})
+    assert done.status in (1, 2)
+    assert "a-file" in done.err.split("Error: ")[1]
+    assert "Traceback" not in done.err
+
+
 def test_3_finished_with_warnings(plain: Path, back_up_at: BackUpAt) -> None:
     back_up_at("2024-01-01T02:00:00")
     shutil.rmtree("models")
@@ -119,23 +130,47 @@ def test_12_no_key(project: Path) -> None:
 def test_130_interrupted(plain: Path, number: signal.Signals) -> None:
     make_slow(Path("models/large.json"))
     before = state()
-    with subprocess.Popen(
-        command_of("backup"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as backup:
-        assert backup.stderr is not None
-        assert any("read models" in line for line in backup.stderr)
-        backup.send_signal(number)
-        out, err = backup.communicate(timeout=PATIENCE)
-    assert (backup.returncode, out) == (130, "")
+    status, out, err = interrupted(number)
+    assert (status, out) == (130, "")
     assert "Error: " in err
     assert "Traceback" not in err
-    assert not [
-        path for path in Path("backups").rglob("*") if path.name.endswith((".gz", ".enc", ".partial"))
-    ]
     [record] = holdfast("list", "--all", "--json").json
     assert (record["status"], record["size_bytes"]) == ("failed", 0)
     assert backup_manager.list_backups() == []
+    assert leftovers() == []
     assert state() == before
+
+
+@pytest.mark.torture
+def test_130_interrupted_at_any_moment(plain: Path) -> None:
+    make_slow(Path("models/large.json"))
+    moments = random.Random(1)
+    for _ in range(60):
+        status, _, err = interrupted(signal.SIGINT, after=moments.uniform(0, 0.1))
+        assert (status, "Traceback" in err) == (130, False), err
+        assert leftovers() == []
+    assert backup_manager.list_backups() == []
+
+
+def interrupted(number: signal.Signals, *, after: float = 0.0) -> Done:
+    """Makes a backup, and sends it a signal `after` seconds of reading models."""
+    with subprocess.Popen(
+        command_of("backup"), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as backup:
+        try:
+            assert backup.stderr is not None
+            assert any("read models" in line for line in backup.stderr)
+            time.sleep(after)
+            backup.send_signal(number)
+            out, err = backup.communicate(timeout=PATIENCE)
+        finally:
+            backup.kill()  # one that hangs must not hang us
+    return Done(backup.returncode, out, err)
+
+
+def leftovers() -> list[Path]:
+    """What could be taken for a backup, or takes room."""
+    return [path for path in Path("backups").rglob("*") if path.name.endswith((".gz", ".enc", ".partial"))]
 
 
 def test_a_reader_that_goes_away_is_no_error_to_tell(plain: Path, back_up_at: BackUpAt) -> None:

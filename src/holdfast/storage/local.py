@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -215,8 +216,19 @@ class LocalFile:
     """Implements `holdfast.storage.base.OpenObject`."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._fd).st_size
+        """Raises FileNotFoundError, and StorageError for what is no file or may not be read."""
+        try:
+            # A fifo put there by somebody else must not make us wait for a writer.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise StorageError(f"{path} is no regular file")
+        self.size = status.st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
         data = os.pread(self._fd, length, offset)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from holdfast.clock import timestamp
-from holdfast.errors import BackupNotFound, CorruptBackup, ParentMissing, UsageError
+from holdfast.errors import BackupNotFound, CorruptBackup, ParentMissing, StorageError, UsageError
 from holdfast.model import (
     BACKUP_TYPES,
     METADATA_VERSION,
@@ -116,7 +116,7 @@ class Catalog:
         """A metadata file that cannot be read stands in the list as damaged, and hides no other."""
         try:
             return self._parse(name)
-        except CorruptBackup as error:
+        except (CorruptBackup, StorageError) as error:
             backup_id = names.id_of_metadata(name) or ""
             moment = datetime.strptime(backup_id.partition("_")[2], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
             return BackupMetadata(

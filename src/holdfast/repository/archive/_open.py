@@ -102,7 +102,7 @@ class OpenArchive:
 
 def _load(source: RandomAccess, metadata: BackupMetadata | None, name: str) -> tuple[IO[bytes], str, int]:
     location = metadata.manifest if metadata is not None else None
-    tar = TarStream(stream(source, location.compressed_offset if location else 0, name=name))
+    tar = TarStream(stream(source, location.compressed_offset if location else 0, name=name), name=name)
     member = tar.advance()
     if location is None:
         while member is not None and member.path != manifest.NAME:

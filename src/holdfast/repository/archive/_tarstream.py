@@ -13,10 +13,12 @@ _PAX_LIMIT = 1 << 20
 class TarStream:
     """Members one after the other. Raises CorruptBackup where the stream ends early or is no tar of ours."""
 
-    def __init__(self, pieces: Iterator[bytes | memoryview]) -> None:
+    def __init__(self, pieces: Iterator[bytes | memoryview], *, name: str = "the archive") -> None:
+        """`name` is what errors call it."""
         self.position = 0
         """Bytes of the tar consumed so far: after `advance`, where the member's content begins."""
         self._pieces = pieces
+        self._name = name
         self._rest = memoryview(b"")
         self._unread = 0
         self._pad = 0
@@ -27,17 +29,23 @@ class TarStream:
             pass
         self._skip(self._pad)
         self._pad = 0
+        try:
+            member = self._parse()
+        except CorruptBackup as error:
+            raise CorruptBackup(f"{self._name} is no tar of ours: {error}") from error
+        if member is not None and member.kind == "file":
+            self._unread = member.size
+            self._pad = len(tar.padding(member.size))
+        return member
+
+    def _parse(self) -> tar.Member | None:
         block = self._exactly(tar.BLOCK)
         if block[156:157] == b"x":
             length = tar.number(block[124:136])
             if length > _PAX_LIMIT:
                 raise CorruptBackup("a pax header is absurdly long")
             block += self._exactly(length + len(tar.padding(length)) + tar.BLOCK)
-        member = tar.parse(block)
-        if member is not None and member.kind == "file":
-            self._unread = member.size
-            self._pad = len(tar.padding(member.size))
-        return member
+        return tar.parse(block)
 
     def at_end(self, end: int) -> bool:
         """Whether the rest of the last member reaches to `end`, a position in the tar."""
@@ -67,7 +75,7 @@ class TarStream:
         while not self._rest:
             piece = next(self._pieces, None)
             if piece is None:
-                raise CorruptBackup("the archive ends in the middle")
+                raise CorruptBackup(f"{self._name} ends in the middle")
             self._rest = memoryview(piece)
         taken = self._rest[:limit]
         self._rest = self._rest[limit:]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 from holdfast.errors import CorruptBackup
-from holdfast.model import SourceRecord, order_key
+from holdfast.model import Entry, order_key
 from holdfast.repository.archive._chain import StoredArchive
 from holdfast.repository.archive._manifest import Row
 from holdfast.repository.archive._open import OpenArchive
@@ -27,41 +27,53 @@ def verify_content(
     _verify_members(levels[-1], progress)
     top = len(levels) - 1
     for source in stored.sources():
-        _verify_links(stored, source)
-        for entry in stored.entries(source):
-            extents = stored.extents(entry)
-            if entry.kind == "file" and [extent.level for extent in extents] != [top]:
-                for piece in stored.read(entry):
-                    progress(len(piece))
+        with closing(_Links()) as links:
+            for entry in stored.entries(source):
+                if entry.kind == "hardlink":
+                    links.add(entry)
+                extents = stored.extents(entry)
+                if entry.kind == "file" and [extent.level for extent in extents] != [top]:
+                    for piece in stored.read(entry):
+                        progress(len(piece))
+            if (path := links.broken(stored.entries(source))) is not None:
+                raise CorruptBackup(
+                    f"{stored.metadata.backup_id}: {path} is a hard link to what is no file before it"
+                )
 
 
-def _verify_links(stored: StoredArchive, source: SourceRecord) -> None:
-    """Every hard link shares a file that comes before it. The table spills to disk."""
-    with closing(sqlite3.connect("", isolation_level=None)) as table:
-        table.execute("CREATE TABLE link (path TEXT, target TEXT)")
-        table.execute("CREATE INDEX by_target ON link (target)")
-        table.execute("BEGIN")
-        for entry in stored.entries(source):
-            if entry.kind == "hardlink":
-                table.execute("INSERT INTO link VALUES (?, ?)", (_key(entry.path), _key(entry.target)))
-        for entry in stored.entries(source):
+class _Links:
+    """The hard links of a source, in a table that spills to disk."""
+
+    def __init__(self) -> None:
+        self._any = False
+        self._table = sqlite3.connect("", isolation_level=None)
+        self._table.execute("CREATE TABLE link (path BLOB, target BLOB)")
+        self._table.execute("CREATE INDEX by_target ON link (target)")
+        self._table.execute("BEGIN")
+
+    def add(self, entry: Entry) -> None:
+        self._any = True
+        self._table.execute("INSERT INTO link VALUES (?, ?)", (_key(entry.path), _key(entry.target)))
+
+    def broken(self, entries: Iterator[Entry]) -> str | None:
+        """The path of one that does not share a file among `entries` that comes before it; None if all do."""
+        for entry in entries if self._any else ():
             if entry.kind == "file":
-                table.execute("DELETE FROM link WHERE target = ?1 AND path > ?1", (_key(entry.path),))
-        left = table.execute("SELECT path FROM link LIMIT 1").fetchone()
-    if left is not None:
-        path = left[0].decode("utf-8", "surrogateescape").replace("\0", "/")
-        raise CorruptBackup(
-            f"{stored.metadata.backup_id}: {path} is a hard link to what is no file before it"
-        )
+                self._table.execute("DELETE FROM link WHERE target = ?1 AND path > ?1", (_key(entry.path),))
+        left = self._table.execute("SELECT path FROM link LIMIT 1").fetchone()
+        return None if left is None else str(left[0].decode("utf-8", "surrogatepass")).replace("\0", "/")
+
+    def close(self) -> None:
+        self._table.close()
 
 
 def _key(path: str) -> bytes:
     """Bytes that sort as entries do, also for names that are not UTF-8."""
-    return order_key(path).encode("utf-8", "surrogateescape")
+    return order_key(path).encode("utf-8", "surrogatepass")
 
 
 def _verify_members(archive: OpenArchive, progress: Callable[[int], None]) -> None:
-    tar = TarStream(archive.raw.iter_at(0, archive.raw_size))
+    tar = TarStream(archive.raw.iter_at(0, archive.raw_size), name=archive.name)
     expected = _Expected(archive)
     while not tar.at_end(archive.raw_size):
         member = tar.advance()
