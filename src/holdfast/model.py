@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from holdfast.clock import parse_timestamp
 from holdfast.errors import CorruptBackup, UsageError
@@ -201,44 +201,72 @@ class BackupMetadata:
         try:
             known = {item.name: data[item.name] for item in fields(cls) if item.name in data}
             known["components"] = parse_components(known["components"])
-            known["tags"] = tuple(str(tag) for tag in known.get("tags", ()))
+            known["tags"] = tuple(_of(str, tag) for tag in known.get("tags", ()))
             if known.get("manifest") is not None:
                 known["manifest"] = _location(known["manifest"])
             if known.get("signature") is not None:
-                known["signature"] = Signature(
-                    str(known["signature"]["key"]), str(known["signature"]["value"])
-                )
+                signature = known["signature"]
+                known["signature"] = Signature(_of(str, signature["key"]), _of(str, signature["value"]))
             metadata = cls(**known)
             _check(metadata)
-        except (KeyError, TypeError, ValueError, UsageError) as error:
-            raise CorruptBackup(f"{what} is not a backup's metadata: {error!s}") from error
+        except (KeyError, TypeError, ValueError, OverflowError, UsageError) as error:
+            raise CorruptBackup(f"{what} is not a backup's metadata: {error!s:.200}") from error
         return metadata
 
 
+T = TypeVar("T")
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_STATUSES = ("success", "failed", "running")
+_TEXT_LIMIT = 10_000
+
+
+def _of(kind: type[T], value: object) -> T:
+    if type(value) is not kind or (isinstance(value, str) and len(value) > _TEXT_LIMIT):
+        raise TypeError(f"{value!r:.80} is not of type {kind.__name__}")
+    return value
+
+
+def _size(value: object) -> int:
+    number = _of(int, value)
+    if not 0 <= number < 1 << 60:
+        raise ValueError(f"{number} is not a sensible number")
+    return number
+
+
 def _location(data: dict[str, Any]) -> ManifestLocation:
-    return ManifestLocation(
-        digest=str(data["digest"]), size=int(data["size"]), compressed_offset=int(data["compressed_offset"])
+    location = ManifestLocation(
+        _of(str, data["digest"]), _size(data["size"]), _size(data["compressed_offset"])
     )
+    if not _DIGEST.fullmatch(location.digest):
+        raise ValueError("the manifest's digest is no SHA-256")
+    return location
 
 
 def _check(metadata: BackupMetadata) -> None:
-    numbers = (metadata.size_bytes, metadata.entries, metadata.source_bytes, metadata.warnings)
-    if not all(isinstance(number, int) and 0 <= number < 2**63 for number in numbers):
-        raise ValueError("a size or count is not a sensible number")
-    if not is_backup_id(str(metadata.backup_id)):
+    for text in (metadata.version, metadata.checksum, metadata.status, metadata.host, metadata.tool):
+        _of(str, text)
+    for flag in (metadata.encrypted, metadata.pinned):
+        _of(bool, flag)
+    for number in (metadata.size_bytes, metadata.entries, metadata.source_bytes, metadata.warnings):
+        _size(number)
+    seconds = metadata.duration_seconds
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e12:
+        raise ValueError("the duration is no sensible number")
+    if metadata.error_message is not None:
+        _of(str, metadata.error_message)
+    if not is_backup_id(_of(str, metadata.backup_id)):
         raise ValueError(f"{metadata.backup_id!r} is not a backup id")
     if metadata.type != type_of_id(metadata.backup_id):
         raise ValueError(f"type {metadata.type!r} does not fit id {metadata.backup_id}")
-    if metadata.parent is not None and not is_backup_id(str(metadata.parent)):
+    if make_backup_id(metadata.type, parse_timestamp(_of(str, metadata.timestamp))) != metadata.backup_id:
+        raise ValueError(f"timestamp {metadata.timestamp!r} does not fit id {metadata.backup_id}")
+    if metadata.parent is not None and not is_backup_id(_of(str, metadata.parent)):
         raise ValueError(f"parent {metadata.parent!r} is not a backup id")
-    if not isinstance(metadata.pinned, bool) or not isinstance(metadata.encrypted, bool):
-        raise TypeError("pinned and encrypted are true or false")
-    if not isinstance(metadata.checksum, str) or not isinstance(metadata.status, str):
-        raise TypeError("checksum and status are strings")
-    location = metadata.manifest
-    if location is not None and not (0 <= location.size < 2**50 and 0 <= location.compressed_offset < 2**63):
-        raise ValueError("the manifest's place is not a sensible number")
-    parse_timestamp(metadata.timestamp)
+    if metadata.status not in _STATUSES:
+        raise ValueError(f"{metadata.status!r} is no status")
+    if metadata.is_good and not (_DIGEST.fullmatch(metadata.checksum) and metadata.manifest):
+        raise ValueError("a good backup has a checksum, and a manifest")
 
 
 @dataclass(frozen=True, slots=True)

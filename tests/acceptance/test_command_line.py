@@ -123,10 +123,8 @@ def test_list_shows_the_newest_first_and_one_type_when_asked(two: Path) -> None:
     done = holdfast("list")
     assert done.status == 0
     assert [line.split()[0] for line in done.out.splitlines()] == ["ID", INCREMENTAL_ID, FULL_ID]
-    told = holdfast("list", "--json").json
-    assert [known["backup_id"] for known in told] == [INCREMENTAL_ID, FULL_ID]
-    assert told[1] == json.loads(Path(f"backups/full/{FULL_ID}.metadata.json").read_text())
-    assert [known["backup_id"] for known in holdfast("list", "--type", "full", "--json").json] == [FULL_ID]
+    metadata = json.loads(Path(f"backups/full/{FULL_ID}.metadata.json").read_text())
+    assert holdfast("list", "--type", "full", "--json").json == [metadata]
 
 
 @pytest.mark.parametrize(
@@ -251,9 +249,6 @@ def test_a_terminal_of_the_usual_width_cuts_nothing_short(two: Path) -> None:
         assert known.backup_id in listed.out
         assert known.timestamp.replace("T", " ") in listed.out
     assert "…" not in listed.out
-    shown = at_terminal(command_of("show", "latest"))
-    assert backup_manager.list_backups()[0].checksum in shown.out
-    assert "duration seconds" in shown.out
 
 
 def killed_at(line: str, *arguments: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -36,12 +37,12 @@ class Catalog:
         self._storage = storage
 
     def backups(self, backup_type: BackupType | None = None) -> list[BackupMetadata]:
-        found = [
-            self._load(name)
-            for kind in ([backup_type] if backup_type else BACKUP_TYPES)
-            for name in self._storage.names(names.DIRECTORIES[kind])
-            if is_backup_id(names.id_of_metadata(name) or "")
-        ]
+        found = []
+        for kind in [backup_type] if backup_type else BACKUP_TYPES:
+            for name in self._storage.names(names.DIRECTORIES[kind]):
+                if is_backup_id(names.id_of_metadata(name) or ""):
+                    with suppress(FileNotFoundError):  # deleted since it was listed
+                        found.append(self._load(name))
         return sorted(found, key=lambda metadata: (metadata.timestamp, metadata.backup_id), reverse=True)
 
     def find(self, reference: str) -> BackupMetadata:
@@ -118,10 +119,9 @@ class Catalog:
             return self._parse(name)
         except (CorruptBackup, StorageError) as error:
             backup_id = names.id_of_metadata(name) or ""
-            moment = datetime.strptime(backup_id.partition("_")[2], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
             return BackupMetadata(
                 backup_id=backup_id,
-                timestamp=timestamp(moment),
+                timestamp=timestamp(_moment_of(backup_id)),
                 version=METADATA_VERSION,
                 type=type_of_id(backup_id),
                 size_bytes=0,
@@ -140,6 +140,13 @@ class Catalog:
         if names.metadata_name(metadata.backup_id) != name:
             raise CorruptBackup(f"{name} is the metadata of {metadata.backup_id}")
         return metadata
+
+
+def _moment_of(backup_id: str) -> datetime:
+    try:
+        return datetime.strptime(backup_id.partition("_")[2], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return datetime(1970, 1, 1, tzinfo=UTC)  # An id of no day that there is: somebody made it up.
 
 
 def _encode(metadata: BackupMetadata) -> bytes:
