@@ -22,7 +22,12 @@ from holdfast.model import Signature
 
 HEADER = bytes.fromhex("1f8b08000000000000ff")
 _SYNC_FLUSH = 2
-_TYPES = {"file": tarfile.REGTYPE, "directory": tarfile.DIRTYPE, "symlink": tarfile.SYMTYPE, "hardlink": tarfile.LNKTYPE}
+_TYPES = {
+    "file": tarfile.REGTYPE,
+    "directory": tarfile.DIRTYPE,
+    "symlink": tarfile.SYMTYPE,
+    "hardlink": tarfile.LNKTYPE,
+}
 
 Sign = Callable[[bytes], Signature]
 
@@ -42,6 +47,12 @@ def member(path: str, data: bytes = b"", kind: str = "file", target: str = "", *
         setattr(info, name, value)
     head = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
     return head + data + bytes(-len(data) % 512)
+
+
+def told(path: str, **says: Any) -> dict[str, Any]:
+    """The line of a file that holds ``content``, or of what a test says."""
+    usual = {"path": path, "kind": "file", "size": 7, "mode": "0644", "uid": 0, "gid": 0, "mtime_ns": 0}
+    return usual | {"ctime_ns": 0, "inode": 1, "sha256": hashlib.sha256(b"content").hexdigest()} | says
 
 
 class Forge:
@@ -78,7 +89,13 @@ class Forge:
         """Begins a source. `says`: what is told of it, at its beginning (`whole`) or at the manifest's end."""
         whole = says.pop("whole", True)
         self.lines.append(json_line({"source": {"component": component, "name": name, "whole": whole}}))
-        usual = {"component": component, "name": name, "kind": "files", "roots": ["files/models"], "moment": {}}
+        usual = {
+            "component": component,
+            "name": name,
+            "kind": "files",
+            "roots": ["files/models"],
+            "moment": {},
+        }
         self.sources.append(usual | {"entries": 0, "bytes": 0} | says)
         return self
 
@@ -104,7 +121,14 @@ class Forge:
         bits = int(mode, 8) if isinstance(mode, str) and set(mode) <= set("01234567") else 0
         written = member(path, data, kind, says.get("target", ""), mode=bits)
         start = self.write(written)
-        line: dict[str, Any] = {"path": path, "kind": kind, "size": len(data), "mode": mode, "uid": 0, "gid": 0}
+        line: dict[str, Any] = {
+            "path": path,
+            "kind": kind,
+            "size": len(data),
+            "mode": mode,
+            "uid": 0,
+            "gid": 0,
+        }
         line |= {"mtime_ns": 0, "ctime_ns": 0, "inode": 1}
         if kind == "file":
             padded = len(data) + -len(data) % 512
@@ -136,7 +160,9 @@ class Forge:
         """What the manifest's last line says, unless a test says otherwise."""
         return {"entries": self.entries, "bytes": self.bytes, "sources": self.sources}
 
-    def manifest(self, *, blocks: Iterable[tuple[Any, Any]] | None = None, end: dict[str, Any] | None = None) -> bytes:
+    def manifest(
+        self, *, blocks: Iterable[tuple[Any, Any]] | None = None, end: dict[str, Any] | None = None
+    ) -> bytes:
         """The manifest. `blocks` and `end`: lies, instead of what is true."""
         listed = self.blocks if blocks is None else list(blocks)
         lines = [json_line(self.header), *self.lines]
@@ -173,19 +199,23 @@ class Forge:
             archive = sealed.getvalue()
         digest = hashlib.sha256(manifest).hexdigest()
         signature = sign(f"holdfast backup\n{self.id}\n{digest}\n".encode()) if sign else None
-        metadata = {
-            "backup_id": self.id,
-            "timestamp": self.time,
-            "version": "1.0.0",
-            "size_bytes": len(archive),
-            "checksum": hashlib.sha256(archive).hexdigest(),
-            "status": "success",
-            "encrypted": bool(recipients),
-            "entries": self.end["entries"],
-            "source_bytes": self.end["bytes"],
-            "manifest": {"digest": digest, "size": len(manifest), "compressed_offset": offset},
-            "signature": {"key": signature.key, "value": signature.value} if signature else None,
-        } | self.told | (says or {})
+        metadata = (
+            {
+                "backup_id": self.id,
+                "timestamp": self.time,
+                "version": "1.0.0",
+                "size_bytes": len(archive),
+                "checksum": hashlib.sha256(archive).hexdigest(),
+                "status": "success",
+                "encrypted": bool(recipients),
+                "entries": self.end["entries"],
+                "source_bytes": self.end["bytes"],
+                "manifest": {"digest": digest, "size": len(manifest), "compressed_offset": offset},
+                "signature": {"key": signature.key, "value": signature.value} if signature else None,
+            }
+            | self.told
+            | (says or {})
+        )
         place = directory / self.type
         place.mkdir(parents=True, exist_ok=True)
         path = place / (name or f"{self.id}.tar.gz" + (".enc" if recipients else ""))

@@ -7,23 +7,21 @@ around them.
 
 from __future__ import annotations
 
-import gc
 import gzip
 import hashlib
 import json
 import os
 import tempfile
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forge import Forge, honest, member, xattr
-from installed import Service, refused, untouched
 
+from forge import Forge, honest, member, told, xattr
 from holdfast.crypto import X25519Identity
-from holdfast.errors import CorruptBackup, HostileBackup, NoSpace, RestoreError
+from holdfast.errors import CorruptBackup, HostileBackup, RestoreError
+from installed import Service, refused, untouched
 
 FORGED = "full_20240101_050000"
 LATER = "incr_20240101_060000"
@@ -98,7 +96,9 @@ def in_parts(size: int, *parts: dict[str, Any], **says: Any) -> Lie:
 
 def second_source(**says: Any) -> Lie:
     def lie(forge: Forge) -> None:
-        forge.holds("models", "config").source(**{"component": "config", "name": "config", "roots": ["files/.env"], **says})
+        forge.holds("models", "config").source(
+            **{"component": "config", "name": "config", "roots": ["files/.env"], **says}
+        )
         forge.file("files/.env")
 
     return lie
@@ -221,7 +221,7 @@ LIES: dict[str, Lie] = {
     "a line that is not text": lines(b"\xff\xfe\n"),
     "an empty line": lines(b"\n"),
     "a line nested beyond all": lines(b'{"path":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n"),
-    "a number of a million digits": lines(b'{"path":"files/models/z","kind":"file","size":' + b"9" * 900_000 + b"}\n"),
+    "a number of a million digits": lines(b'{"path":"files/models/z","kind":"file","size":' + b"9" * 10**6 + b"}\n"),
     "a version of the future": lambda forge: forge.header.update(holdfast=2),
     "no version": lambda forge: forge.header.pop("holdfast"),
     "an id that is none": lambda forge: forge.header.update(id="../../full_20240101_050000"),
@@ -238,6 +238,7 @@ LIES: dict[str, Lie] = {
     "no component": lambda forge: forge.header.update(components=[]),
     "no header": lambda forge: forge.header.clear(),
 }  # fmt: skip
+
 
 @pytest.mark.parametrize("lie", LEADING_OUT.values(), ids=LEADING_OUT.keys())
 def test_an_archive_that_leads_outside_is_refused(standing: Service, lie: Lie) -> None:
@@ -256,9 +257,12 @@ def refuse_everywhere(service: Service, lie: Lie, *errors: type[Exception]) -> N
     save(service, forge)
     with refused(service, *errors):
         service.restore(FORGED)
-    with untouched(service.root), tempfile.TemporaryDirectory(dir=service.root.parent) as target:
-        with pytest.raises(errors):
-            service.restore(FORGED, target=Path(target))
+    with (
+        untouched(service.root),
+        tempfile.TemporaryDirectory(dir=service.root.parent) as target,
+        pytest.raises(errors),
+    ):
+        service.restore(FORGED, target=Path(target))
     with refused(service, CorruptBackup):
         service.verify(FORGED)
 
@@ -286,12 +290,6 @@ def test_a_backup_is_not_believed_about_places(service: Service, root: str) -> N
     save(service, forge)
     with refused(service, RestoreError, HostileBackup):
         service.restore(FORGED)
-
-
-def told(path: str, **says: Any) -> dict[str, Any]:
-    """The line of a file that holds ``content``, or of what a test says."""
-    usual = {"path": path, "kind": "file", "size": 7, "mode": "0644", "uid": 0, "gid": 0, "mtime_ns": 0}
-    return usual | {"ctime_ns": 0, "inode": 1, "sha256": hashlib.sha256(b"content").hexdigest()} | says
 
 
 def hidden_block(forge: Forge) -> None:
@@ -328,6 +326,8 @@ TAR_LIES: dict[str, Lie] = {
     "a member that the index does not list": hidden_block,
     "something that is no tar": lambda forge: forge.write(b"boo" * 1024),
 }
+
+
 @pytest.mark.parametrize("lie", TAR_LIES.values(), ids=TAR_LIES.keys())
 def test_a_tar_that_is_not_what_its_manifest_says_is_found(standing: Service, lie: Lie) -> None:
     """A restore reads what the manifest says and nothing else. Whoever uses tar relies on `verify --deep`."""
@@ -339,7 +339,11 @@ def test_a_tar_that_is_not_what_its_manifest_says_is_found(standing: Service, li
 
 @pytest.mark.parametrize(
     "after",
-    [member("files/models/z", b"boo"), member("/etc/passwd", b"boo"), bytes(1024) + member("files/models/z", b"boo")],
+    [
+        member("files/models/z", b"boo"),
+        member("/etc/passwd", b"boo"),
+        bytes(1024) + member("files/models/z", b"boo"),
+    ],
     ids=["a member", "an absolute path", "behind the end"],
 )
 def test_what_follows_the_manifest_is_found(standing: Service, after: bytes) -> None:
@@ -416,88 +420,3 @@ def test_blocks_that_hold_more_than_they_declare_are_refused(service: Service) -
     save(service, forge, manifest=forge.manifest(blocks=blocks))
     with refused(service, CorruptBackup):
         service.restore(FORGED)
-
-
-# Bombs: small archives that would fill memory or a disk, if they were believed.
-
-
-@pytest.fixture
-def little_memory() -> Iterator[None]:
-    """What happens in the test allocates little, however much is declared. Begin with what makes the bomb."""
-    gc.collect()
-    yield
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak < 24e6, f"{peak / 1e6:.0f} MB were allocated"
-
-
-def test_a_backup_of_terabytes_is_refused_before_a_byte_is_written(service: Service) -> None:
-    forge = honest(FORGED).line(told("files/models/z", size=10**13, offset=None, parts=1))
-    forge.line({"data": 0, "chunks": [[10**13, "0" * 64]]})
-    save(service, forge)
-    with refused(service, NoSpace, CorruptBackup):
-        service.restore(FORGED)
-    elsewhere = service.root.parent / "elsewhere"
-    with refused(service, NoSpace, CorruptBackup):
-        service.restore(FORGED, target=elsewhere)
-
-
-def test_one_megabyte_that_is_listed_a_million_times_is_no_terabyte(service: Service) -> None:
-    """Parts may name the same stretch again and again: what they add up to is declared, and there is no room."""
-    forge = honest(FORGED)
-    forge.write(bytes(1 << 20))
-    forge.line(told("files/models/z", size=10**6 << 20, offset=None, parts=1000))
-    part = {"data": forge.raw - (1 << 20), "chunks": [[1 << 20, "0" * 64]]}
-    for _ in range(1000):
-        forge.line(part)
-    save(service, forge)
-    with refused(service, NoSpace, CorruptBackup):
-        service.restore(FORGED)
-
-
-def bomb(service: Service, *, lines: bytes = b"", blocks: list[tuple[int, int]] | None = None) -> None:
-    forge = honest(FORGED)
-    if lines:
-        forge.lines.append(lines)
-    save(service, forge, manifest=forge.manifest(blocks=blocks))
-    tracemalloc.start()
-
-
-@pytest.mark.usefixtures("little_memory")
-def test_a_line_of_a_hundred_megabytes_is_refused_in_little_memory(service: Service) -> None:
-    bomb(service, lines=b'{"path":"files/models/' + b"z" * 100_000_000 + b'"}\n')
-    with pytest.raises(CorruptBackup, match="long line"):
-        service.restore(FORGED)
-
-
-@pytest.mark.usefixtures("little_memory")
-def test_a_multitude_of_sources_is_refused_in_little_memory(service: Service) -> None:
-    line = '{"source":{"component":"models","name":"n%d","whole":true}}\n'
-    bomb(service, lines="".join(line % number for number in range(120_000)).encode())
-    with pytest.raises(CorruptBackup):
-        service.restore(FORGED)
-
-
-@pytest.mark.usefixtures("little_memory")
-def test_more_blocks_than_the_archive_has_room_for_are_refused_in_little_memory(service: Service) -> None:
-    bomb(service, blocks=[(5, 1)] * 1_000_000)
-    with pytest.raises(CorruptBackup):
-        service.restore(FORGED)
-
-
-@pytest.mark.usefixtures("little_memory")
-def test_a_multitude_of_empty_parts_is_refused_in_little_memory(service: Service) -> None:
-    count = 200_000
-    line = json.dumps(told("files/models/z", size=0, parts=count, sha256=hashlib.sha256(b"").hexdigest()))
-    parts = b"".join(b'{"data":%d,"chunks":[]}\n' % (number % 2 * 512) for number in range(count))
-    bomb(service, lines=line.encode() + b"\n" + parts)
-    with pytest.raises(CorruptBackup):
-        service.verify(FORGED)
-
-
-@pytest.mark.usefixtures("little_memory")
-def test_a_manifest_that_inflates_without_end_is_read_no_further_than_declared(service: Service) -> None:
-    forge = honest(FORGED)
-    save(service, forge, after=bytes(200_000_000))
-    tracemalloc.start()
-    service.restore(FORGED)

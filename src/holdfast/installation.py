@@ -202,7 +202,7 @@ class Installation:
         area, _, rest = root.partition("/")
         if area == "files" and rest:
             path = self.settings.root / rest
-            if path in self._never() or path.name.startswith(".holdfast-"):
+            if path.name.startswith(".holdfast-") or any(path.is_relative_to(own) for own in self._never()):
                 raise RestoreError(f"{path} is Holdfast's own, and no restore replaces it")
             inside = Path(os.path.realpath(path.parent)).is_relative_to(self.settings.root)
             if inside or path in self._configured():

@@ -10,6 +10,8 @@ from holdfast.errors import UsageError
 from holdfast.model import BackupMetadata, BackupType
 
 _DAY = timedelta(days=1)
+_TOLERANCE = timedelta(minutes=1)
+"""Backups made within one second get the ids of the seconds that follow."""
 
 _LAST_GOOD: dict[tuple[BackupType, ...], str] = {
     ("full",): "last good full backup",
@@ -45,7 +47,7 @@ def decide(
     if retention_days < 1:
         raise UsageError(f"retention_days is {retention_days}: it must be at least 1")
     newest_first = sorted(backups, key=lambda backup: (backup.moment, backup.backup_id), reverse=True)
-    if newest_first and now < newest_first[0].moment:
+    if newest_first and now < newest_first[0].moment - _TOLERANCE:
         reason = f"the clock is behind {newest_first[0].backup_id}: nothing is dropped"
         return [Verdict(backup, True, reason) for backup in backups]
 

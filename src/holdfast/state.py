@@ -91,7 +91,13 @@ class LocalState:
             self.service,
             self.restore_logs,
         ):
-            make_private(directory, self.home)
+            try:
+                make_private(directory, self.home)
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot make {directory}: {error.strerror}",
+                    hint="Point XDG_STATE_HOME at a directory of your own that can be written to.",
+                ) from error
         for directory in (self.home, self.repository, self.service):
             status = directory.stat()
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:

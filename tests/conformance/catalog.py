@@ -51,7 +51,8 @@ class CatalogSuite:
             ground.repository().find("full_2024")
 
     @pytest.mark.parametrize(
-        "reference", ["", "nothing", "full_20240101_0200001", "full_19990101_000000", "../../etc/passwd", "full_*", "\0"]
+        "reference",
+        ["", "nothing", "full_20240101_0200001", "full_19990101_000000", "../../etc/passwd", "full_*", "\0"],
     )
     def test_an_unknown_reference_is_not_found(self, ground: Ground, reference: str) -> None:
         self.make(ground, 1)

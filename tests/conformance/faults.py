@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import forks
 import pytest
 
+import forks
 from conformance.ground import Ground, ignore_progress
 from conformance.trees import (
     Content,
@@ -33,12 +34,13 @@ from holdfast.errors import (
     CorruptBackup,
     KeyWrong,
     ParentMissing,
+    RepositoryError,
     SizeLimitExceeded,
     SourceChanged,
     SourceUnreadable,
 )
 from holdfast.model import BackupMetadata
-from holdfast.repository.base import RunPlan
+from holdfast.repository.base import Run, RunPlan
 
 REFUSALS = (CorruptBackup, KeyWrong, ParentMissing)
 """What damage may be told as. ParentMissing: where the parent's id in the metadata is hit."""
@@ -64,6 +66,10 @@ class InterruptedRunSuite:
     def ground(self) -> Ground:
         raise NotImplementedError
 
+    def run(self, ground: Ground, plan: RunPlan, body: Callable[[Run[Any]], None]) -> None:
+        with ground.repository().begin(plan) as run:
+            body(run)
+
     @pytest.mark.parametrize(
         "error",
         [
@@ -83,28 +89,37 @@ class InterruptedRunSuite:
         plan = RunPlan("full", ("models",), None)
         if type_ == "incremental":
             plan = RunPlan("incremental", ("models",), full)
-        with pytest.raises(type(error)) as raised, ground.repository().begin(plan) as run:
+
+        def break_off(run: Run[Any]) -> None:
             store_source(run, ("models", "main"), AFTER["models", "main"])
             raise error
+
+        with pytest.raises(type(error)) as raised:
+            self.run(ground, plan, break_off)
         assert raised.value is error
         self.assert_only_a_failure_is_left(ground, full)
 
     def test_leaving_the_run_without_commit_is_an_error_and_leaves_nothing(self, ground: Ground) -> None:
         full = store(ground.repository(), BEFORE)
         ground.clock.forward()
-        with (
-            pytest.raises(Exception, match="not committed"),
-            ground.repository().begin(RunPlan("full", ("models",), None)) as run,
-        ):
-            store_source(run, ("models", "main"), AFTER["models", "main"])
+        with pytest.raises(RepositoryError, match="not committed"):
+            self.run(
+                ground,
+                RunPlan("full", ("models",), None),
+                lambda run: store_source(run, ("models", "main"), AFTER["models", "main"]),
+            )
         self.assert_only_a_failure_is_left(ground, full)
 
     def test_an_exception_after_commit_leaves_the_backup(self, ground: Ground) -> None:
-        with pytest.raises(KeyboardInterrupt), ground.repository().begin(RunPlan("full", ("models",), None)) as run:
+        def commit_and_break_off(run: Run[Any]) -> None:
             store_source(run, ("models", "main"), AFTER["models", "main"])
-            committed = run.commit(warnings=0, duration_seconds=0)
+            run.commit(warnings=0, duration_seconds=0)
             raise KeyboardInterrupt
-        assert ground.repository().backups() == [committed]
+
+        with pytest.raises(KeyboardInterrupt):
+            self.run(ground, RunPlan("full", ("models",), None), commit_and_break_off)
+        [committed] = ground.repository().backups()
+        assert committed.is_good
         assert_holds(ground.repository(), committed, AFTER)
         assert ground.strays() == []
 
@@ -130,13 +145,13 @@ class InterruptedRunSuite:
             yield from pieces(noise(500_000, 1))
             raise OSError(5, "Input/output error")
 
-        with (
-            pytest.raises(OSError, match="Input/output"),
-            ground.repository().begin(RunPlan("full", ("models",), None)) as run,
-        ):
+        def add(run: Run[Any]) -> None:
             run.begin_source("models", "main")
             entry = file("files/models", noise(900_000, 1)).entry
             run.add(entry, Content(900_000, None, stream()), None)
+
+        with pytest.raises(OSError, match="Input/output"):
+            self.run(ground, RunPlan("full", ("models",), None), add)
         self.assert_only_a_failure_is_left(ground, full)
 
     @pytest.mark.parametrize("read", [0, 300_000, 900_000])
@@ -275,7 +290,9 @@ class DamageSuite:
             flipped = whole[at] ^ chance.choice([1 << bit for bit in range(8)])
             path.write_bytes(whole[:at] + bytes([flipped]) + whole[at + 1 :])
             try:
-                self.assert_nothing_wrong_comes_out(ground, chain, f"{path.name} at {at}", found=path != metadata)
+                self.assert_nothing_wrong_comes_out(
+                    ground, chain, f"{path.name} at {at}", found=path != metadata
+                )
             finally:
                 path.write_bytes(whole)
         self.assert_whole(ground, chain)
@@ -296,7 +313,9 @@ class DamageSuite:
                 try:
                     # The last byte of a metadata file ends its line, and says nothing.
                     found = length < len(whole.rstrip())
-                    self.assert_nothing_wrong_comes_out(ground, chain, f"{path.name} cut to {length}", found=found)
+                    self.assert_nothing_wrong_comes_out(
+                        ground, chain, f"{path.name} cut to {length}", found=found
+                    )
                 finally:
                     path.write_bytes(whole)
         self.assert_whole(ground, chain)

@@ -57,7 +57,7 @@ def in_child(work: Callable[[], None]) -> Iterator[int]:
             work()
             os.write(done, b"1")
             os.read(end_reader, 1)  # until it is killed, or the parent is gone
-        except BaseException:
+        except BaseException:  # noqa: BLE001  a forked test must not go on as a second runner
             traceback.print_exc()
         finally:
             os._exit(1)

@@ -45,7 +45,11 @@ EVERYTHING: Trees = {
         file("absolute/etc/service.conf", b"a", mode=0o4755, uid=1000, gid=1000, racy=True),
         file("files/.env", b"SECRET=1\n", mode=0o600, mtime_ns=-1_500_000_001, ctime_ns=1, inode=2**64 - 1),
         directory("files/config", xattrs={"user.on a directory": b"yes"}),
-        file("files/config/caf\u00e9 \U0001f40d\n.yaml", b"b", xattrs={"user.k": bytes(range(256)), "user.e": b""}),
+        file(
+            "files/config/caf\u00e9 \U0001f40d\n.yaml",
+            b"b",
+            xattrs={"user.k": bytes(range(256)), "user.e": b""},
+        ),
         file("files/config/not \udcff utf-8", b"c"),
         symlink("files/config/" + "n" * 200, "t" * 300),
     ),
@@ -108,7 +112,9 @@ class RepositorySuite:
 
     def test_rotated_logs_are_not_mistaken_for_anything_else(self, ground: Ground) -> None:
         line = noise(600_000, 1)
-        before: Trees = {("logs", "main"): tree(directory("files/logs"), file("files/logs/service.log", line))}
+        before: Trees = {
+            ("logs", "main"): tree(directory("files/logs"), file("files/logs/service.log", line))
+        }
         rotated = [file(f"files/logs/service.log.{name}", b"old") for name in ("1", "00001", "00002")]
         nodes = (directory("files/logs"), file("files/logs/service.log", line + b"more"), *rotated)
         after: Trees = {("logs", "main"): tree(*nodes)}
@@ -135,7 +141,9 @@ class RepositorySuite:
         nodes = {path: node for nodes in EVERYTHING.values() for path, node in nodes.items()}
         assert all(contents[entry.path] == nodes[entry.path].content for entry in files)
 
-    def test_an_incremental_of_what_has_not_changed_holds_everything_and_is_small(self, ground: Ground) -> None:
+    def test_an_incremental_of_what_has_not_changed_holds_everything_and_is_small(
+        self, ground: Ground
+    ) -> None:
         full = store(ground.repository(), EVERYTHING)
         ground.clock.forward()
         unchanged = store(ground.repository(), EVERYTHING, parent=full)
@@ -197,7 +205,9 @@ class RepositorySuite:
 
     def test_what_the_parent_has_and_was_not_asked_for_is_gone(self, ground: Ground) -> None:
         deep = [directory("files/models/" + "/".join("abcdef"[: n + 1])) for n in range(6)]
-        full = store(ground.repository(), models(*deep, file("files/models/a/b/x", b"x"), file("files/models/z", b"")))
+        full = store(
+            ground.repository(), models(*deep, file("files/models/a/b/x", b"x"), file("files/models/z", b""))
+        )
         ground.clock.forward()
         left = models(file("files/models/z", b""))
         incremental = store(ground.repository(), left, parent=full)
@@ -207,7 +217,9 @@ class RepositorySuite:
         assert_holds(ground.repository(), store(ground.repository(), nothing, parent=incremental), nothing)
 
     def test_known_is_what_the_parent_has(self, ground: Ground) -> None:
-        trees = models(file("files/models/a", b"1"), directory("files/models/b"), file("files/models/b/c", b"2"))
+        trees = models(
+            file("files/models/a", b"1"), directory("files/models/b"), file("files/models/b/c", b"2")
+        )
         full = store(ground.repository(), trees)
         ground.clock.forward()
         with ground.repository().begin(RunPlan("incremental", ("models", "config"), full)) as run:
@@ -270,7 +282,9 @@ class RepositorySuite:
         full = store(ground.repository(), EVERYTHING)
         ground.forget()
         ground.clock.forward()
-        changed = EVERYTHING | {("config", "other"): tree(directory("files/conf.d"), file("files/conf.d/a", b"1"))}
+        changed = EVERYTHING | {
+            ("config", "other"): tree(directory("files/conf.d"), file("files/conf.d/a", b"1"))
+        }
         incremental = store(ground.repository(), changed, parent=full)
         assert incremental.size_bytes < full.size_bytes / 100
         assert_holds(ground.repository(), incremental, changed)

@@ -172,9 +172,7 @@ def expected(trees: Mapping[tuple[Component, str], Tree]) -> Trees:
 def read_back(repository: Repository, metadata: BackupMetadata) -> Trees:
     """All that a backup holds, read once, in its order."""
     with repository.open(metadata) as stored:
-        return {
-            (source.component, source.name): dict(_nodes(stored, source)) for source in stored.sources()
-        }
+        return {(source.component, source.name): dict(_nodes(stored, source)) for source in stored.sources()}
 
 
 def _nodes(stored: StoredBackup, source: SourceRecord) -> Iterator[tuple[str, Node]]:

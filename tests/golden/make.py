@@ -84,7 +84,7 @@ def odd_service(root: Path) -> None:
     models = root / "models"
     write(models / "caf\u00e9 \U0001f40d.bin", b"not ASCII")
     write(models / os.fsdecode(b"not utf-8 \xff\xfe"), b"not UTF-8")
-    write(models / "line\nfeed and \\ and \"quotes\"", b"odd")
+    write(models / 'line\nfeed and \\ and "quotes"', b"odd")
     write(models / ("d" * 120) / ("n" * 200), b"a long name")
     write(models / "  spaces  ", b"spaces", 0o4710)
     (models / "nothing in it").mkdir()

@@ -7,11 +7,11 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
+from holdfast.cli._interruption import interruption
 from holdfast.cli._terminal import print_json, say
 from holdfast.errors import HoldfastError, Interrupted, LockHeld
 from holdfast.events import Event, Noted
@@ -26,7 +26,8 @@ def command(
 ) -> Iterator[Installation]:
     """Runs a command's body: loads the settings, recovers what a crashed restore left, turns errors into words and
     exit codes. `looking`: the command only looks, and may do so while a restore is at work."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interruption.handle)
     try:
         from holdfast.installation import Installation
         from holdfast.jobs.recover import recover
@@ -64,10 +65,6 @@ def fail(error: BaseException, *, as_json: bool = False) -> NoReturn:
     if error.hint:
         say(f"Hint: {error.hint}")
     raise typer.Exit(error.exit_code) from error
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted("terminated")
 
 
 def _tell(event: Event) -> None:

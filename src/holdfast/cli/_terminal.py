@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from holdfast.cli._interruption import interruption
 from holdfast.events import Emit, Event, Noted, Progressed, RunStarted, StageStarted, Warned
 
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ def print_json(data: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """A table on standard output: as wide as the terminal, whole when there is none."""
+    """A table on standard output. Nothing is cut: an id that is not whole is of no use."""
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 1000)
+    console = Console(highlight=False, markup=False, width=1000)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(columns))
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
@@ -70,7 +71,8 @@ def ask(question: str) -> bool:
         return False
     say()
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    with interruption.immediate():
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 @contextmanager
@@ -78,19 +80,21 @@ def watching(*, quiet: bool = False) -> Iterator[Emit]:
     """Shows a job's events: bars on a terminal, plain lines elsewhere, on standard error; nothing when `quiet`."""
     from holdfast.eventlog import log
 
-    if quiet:
-        yield log
-    elif sys.stderr.isatty():
-        with _bars() as show:
-            yield _both(show, log)
-    else:
-        yield _both(_plain, log)
+    with interruption.deferred():
+        if quiet:
+            yield _all(log)
+        elif sys.stderr.isatty():
+            with _bars() as show:
+                yield _all(show, log)
+        else:
+            yield _all(_plain, log)
 
 
-def _both(first: Emit, second: Emit) -> Emit:
+def _all(*subscribers: Emit) -> Emit:
     def emit(event: Event) -> None:
-        first(event)
-        second(event)
+        interruption.check()
+        for subscriber in subscribers:
+            subscriber(event)
 
     return emit
 

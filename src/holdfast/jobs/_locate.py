@@ -25,7 +25,7 @@ def locate(installation: Installation, reference: str) -> tuple[Repository, Back
 
 
 def _at(installation: Installation, path: Path) -> tuple[ArchiveRepository, BackupMetadata]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BackupNotFound(f"there is no file {path}")
     path = path.absolute()
     backup_id = archive_id(path.name)

@@ -138,7 +138,7 @@ class _Work:
                 swaps += place.stage(
                     self._read_entries(record), self._read, transaction.place, self._log.emit
                 )
-            self._progress.flush()
+                self._progress.flush()
             self._log.emit(StageStarted("swap", metadata.backup_id))
             for warning in transaction.apply(swaps):
                 self._log.emit(Warned(warning))

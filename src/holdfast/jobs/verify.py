@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.clock import timestamp
-from holdfast.errors import CorruptBackup, HoldfastError, RepositoryError
+from holdfast.errors import HoldfastError
 from holdfast.events import Emit, RunStarted, StageStarted
 from holdfast.installation import Installation
 from holdfast.jobs._locate import locate
@@ -47,7 +47,7 @@ def verify_all(installation: Installation, emit: Emit, *, deep: bool = False) ->
         emit(RunStarted("verify", metadata.backup_id))
         try:
             _verify(installation, installation.repository, metadata, emit, deep=deep)
-        except (CorruptBackup, RepositoryError) as error:
+        except HoldfastError as error:
             verdicts.append(Verdict(metadata, str(error)))
         else:
             verdicts.append(Verdict(metadata))

@@ -50,7 +50,13 @@ class LocalStorage:
             replace_file(target, data, temporary=self._partial(target))
 
     def open(self, name: str) -> LocalFile:
-        return LocalFile(self._path(name))
+        path = self._path(name)
+        try:
+            return LocalFile(path)
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise StorageError(f"{path} is a link to nowhere") from None
+            raise
 
     def get(self, name: str, *, limit: int) -> bytes:
         with self.open(name) as file:
@@ -68,6 +74,8 @@ class LocalStorage:
             found = sorted(os.listdir(self._path(prefix)))
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise StorageError(f"cannot read {self._path(prefix)}: {error.strerror}") from error
         for name in found:
             yield prefix + name
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conformance.trees import Clock
-from holdfast.crypto import KeyRing, SigningKey, verify, X25519Identity
+from holdfast.crypto import KeyRing, SigningKey, X25519Identity, verify
 from holdfast.model import BackupMetadata, Signature
 from holdfast.repository.archive import ArchiveRepository, Seal
 from holdfast.state import LocalState

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from repository.archive.archives import ArchiveGround
 
 from conformance.catalog import CatalogSuite
 from conformance.faults import DamageSuite, InterruptedRunSuite, KilledRunSuite
@@ -13,6 +12,7 @@ from conformance.ground import Ground
 from conformance.repository import RepositorySuite
 from conformance.trees import Trees
 from holdfast.model import BackupMetadata
+from repository.archive.archives import ArchiveGround
 
 
 class Plain:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repository.archive.archives import IDENTITY, ArchiveGround, believes
 
 from conformance.ground import ignore_progress
 from conformance.repository import EVERYTHING
@@ -33,11 +32,19 @@ from conformance.trees import (
     tree,
 )
 from holdfast.crypto import KeyRing, X25519Identity
-from holdfast.errors import CorruptBackup, CredentialError, KeyMissing, KeyWrong, RepositoryError, SourceChanged
-from holdfast.model import BackupMetadata, Signature
+from holdfast.errors import (
+    CorruptBackup,
+    CredentialError,
+    KeyMissing,
+    KeyWrong,
+    RepositoryError,
+    SourceChanged,
+)
+from holdfast.model import BackupMetadata, Component, Signature
 from holdfast.repository.archive import ArchiveRepository, Seal
 from holdfast.repository.base import RunPlan
 from holdfast.storage.local import LocalStorage
+from repository.archive.archives import IDENTITY, ArchiveGround, believes
 
 
 @pytest.fixture
@@ -81,7 +88,9 @@ def test_tar_gives_every_file_back(ground: ArchiveGround, tmp_path: Path) -> Non
 def test_age_and_tar_give_every_file_back(sealed: ArchiveGround, tmp_path: Path) -> None:
     key = tmp_path / "key.txt"
     key.write_text(IDENTITY.reveal())
-    archive = archive_of(sealed, store(sealed.repository(), models(file("files/models/a", noise(300_000, 1)))))
+    archive = archive_of(
+        sealed, store(sealed.repository(), models(file("files/models/a", noise(300_000, 1))))
+    )
     try:
         opened = subprocess.run(["age", "-d", "-i", key, archive], capture_output=True, check=True).stdout
     except FileNotFoundError:
@@ -175,13 +184,15 @@ def test_a_run_without_key_leaves_no_record(sealed: ArchiveGround) -> None:
 
 def test_entries_out_of_order_end_the_run(ground: ArchiveGround) -> None:
     """No reader would take them: better no backup than one that cannot be restored."""
-    with (
-        pytest.raises(RepositoryError, match="out of order"),
-        ground.repository().begin(RunPlan("full", ("models",), None)) as run,
-    ):
-        run.begin_source("models", "main")
-        run.add(directory("files/models/b").entry, None, None)
-        run.add(directory("files/models/a").entry, None, None)
+
+    def run() -> None:
+        with ground.repository().begin(RunPlan("full", ("models",), None)) as run:
+            run.begin_source("models", "main")
+            run.add(directory("files/models/b").entry, None, None)
+            run.add(directory("files/models/a").entry, None, None)
+
+    with pytest.raises(RepositoryError, match="out of order"):
+        run()
     assert ground.strays() == []
 
 
@@ -216,7 +227,7 @@ def spoiled_lists() -> Iterator[Any]:
 @pytest.mark.parametrize("spoil", list(spoiled_lists()))
 def test_a_damaged_list_costs_time_and_nothing_else(ground: ArchiveGround, spoil: Any) -> None:
     """It is not fsynced: after a power cut any of it may be missing."""
-    key = ("models", "main")
+    key: tuple[Component, str] = ("models", "main")
     before: Trees = {key: BIG[key] | tree(*MANY)}
     full = store(ground.repository(), before)
     ground.clock.forward()
@@ -229,7 +240,9 @@ def test_a_damaged_list_costs_time_and_nothing_else(ground: ArchiveGround, spoil
     assert incremental.size_bytes < full.size_bytes / 2
 
 
-def test_a_list_of_another_backup_of_the_same_id_is_not_believed(ground: ArchiveGround, tmp_path: Path) -> None:
+def test_a_list_of_another_backup_of_the_same_id_is_not_believed(
+    ground: ArchiveGround, tmp_path: Path
+) -> None:
     """As after the backup directory was replaced by another one at the same path."""
     other = ArchiveGround(tmp_path / "other")
     wrong = models(file("files/models/large", noise(1_000_000, 2)), file("files/models/small", b"1"))

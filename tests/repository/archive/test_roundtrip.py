@@ -6,17 +6,19 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from forks import scratch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from repository.archive.archives import ArchiveGround
 
 from conformance.ground import ignore_progress
 from conformance.trees import Node, Tree, Trees, assert_holds, noise, store
+from forks import scratch
 from holdfast.model import Component, Entry
+from repository.archive.archives import ArchiveGround
 
 # Few names, so that edits meet; some that sort around the slash, and some that no careless program likes.
-NAMES = st.sampled_from(["a", "b", "b.txt", "b-", "b0", "é", "\udcff", " ", "a\nb", "-rf", "b.00001", "changed"])
+NAMES = st.sampled_from(
+    ["a", "b", "b.txt", "b-", "b0", "é", "\udcff", " ", "a\nb", "-rf", "b.00001", "changed"]
+)
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(lambda names: "files/models/" + "/".join(names))
 CONTENTS = st.one_of(
     st.binary(max_size=40),
@@ -35,15 +37,16 @@ ATTRIBUTES = st.fixed_dictionaries(
         "inode": st.integers(0, 2**64 - 1),
         "racy": st.booleans(),
         "token": st.sampled_from(["", "wal 1 2"]),
-        "xattrs": st.none() | st.dictionaries(st.sampled_from(["user.a", "user.é"]), st.binary(max_size=9), min_size=1),
+        "xattrs": st.none()
+        | st.dictionaries(st.sampled_from(["user.a", "user.é"]), st.binary(max_size=9), min_size=1),
     }
 )
+TARGETS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1)
 NODES = st.one_of(
     st.tuples(st.just("file"), CONTENTS, ATTRIBUTES, st.booleans()),
     st.tuples(st.just("directory"), st.none(), ATTRIBUTES, st.just(True)),
-    st.tuples(st.just("symlink"), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1),
-              ATTRIBUTES, st.just(True)),
-)  # fmt: skip
+    st.tuples(st.just("symlink"), TARGETS, ATTRIBUTES, st.just(True)),
+)
 EDITS = st.lists(st.tuples(PATHS, NODES | st.none()), max_size=8)
 
 

@@ -32,10 +32,13 @@ ENTRIES = st.builds(
     mode=st.integers(0, 0o7777),
     uid=st.sampled_from([0, 2**21 - 1, 2**21, 2**32 - 2]),
     gid=st.sampled_from([0, 2**21 - 1, 2**21, 2**32 - 2]),
-    mtime_ns=st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, -1, -(10**9), 8**11 * 10**9, 8**11 * 10**9 - 1]),
+    mtime_ns=st.integers(-(2**63), 2**63 - 1)
+    | st.sampled_from([0, -1, -(10**9), 8**11 * 10**9, 8**11 * 10**9 - 1]),
     target=PATHS,
     xattrs=st.none()
-    | st.dictionaries(st.text("abcé.", min_size=1, max_size=20), st.binary(max_size=300), min_size=1, max_size=2),
+    | st.dictionaries(
+        st.text("abcé.", min_size=1, max_size=20), st.binary(max_size=300), min_size=1, max_size=2
+    ),
 )
 
 
@@ -63,7 +66,12 @@ def test_a_header_says_the_same_to_us_and_to_tarfile(entry: Entry) -> None:
     member = tar.parse(header)
     assert member is not None
     path = entry.path.rstrip("/")
-    assert (member.path, member.kind, member.size, member.target) == (path, entry.kind, entry.size, entry.target)
+    assert (member.path, member.kind, member.size, member.target) == (
+        path,
+        entry.kind,
+        entry.size,
+        entry.target,
+    )
     assert member.length == len(header)
     info = tarfile.TarInfo.fromtarfile(opened(header))
     assert info.name == path
@@ -73,7 +81,9 @@ def test_a_header_says_the_same_to_us_and_to_tarfile(entry: Entry) -> None:
     assert info.mtime == entry.mtime_ns // 10**9
     assert kind_of(info) == entry.kind
     found = {
-        name.removeprefix("SCHILY.xattr.").encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
+        name.removeprefix("SCHILY.xattr.").encode("utf-8", "surrogateescape"): value.encode(
+            "utf-8", "surrogateescape"
+        )
         for name, value in info.pax_headers.items()
         if name.startswith("SCHILY.xattr.")
     }
@@ -91,7 +101,12 @@ def opened(header: bytes) -> tarfile.TarFile:
 
 
 def kind_of(info: tarfile.TarInfo) -> str:
-    kinds = {"file": info.isreg(), "directory": info.isdir(), "symlink": info.issym(), "hardlink": info.islnk()}
+    kinds = {
+        "file": info.isreg(),
+        "directory": info.isdir(),
+        "symlink": info.issym(),
+        "hardlink": info.islnk(),
+    }
     return next(kind for kind, is_it in kinds.items() if is_it)
 
 
@@ -119,8 +134,19 @@ def test_gnu_tar_lists_the_same(tmp_path: Path) -> None:
     entries = [Entry(**{"kind": "file", "mode": 0o644, "size": 0, **fields}) for fields in LISTED]
     archive = tmp_path / "a.tar"
     archive.write_bytes(b"".join(map(tar.header, entries)) + tar.END)
-    command = ["tar", "-tvvf", archive, "--numeric-owner", "--full-time", "--utc", "--quoting-style=literal", "--verbatim-files-from"]
-    listed = subprocess.run(command, capture_output=True, check=True, env={"LC_ALL": "C", "PATH": os.environ["PATH"]})
+    command = [
+        "tar",
+        "-tvvf",
+        archive,
+        "--numeric-owner",
+        "--full-time",
+        "--utc",
+        "--quoting-style=literal",
+        "--verbatim-files-from",
+    ]
+    listed = subprocess.run(
+        command, capture_output=True, check=True, env={"LC_ALL": "C", "PATH": os.environ["PATH"]}
+    )
     lines = [line for line in listed.stdout.split(b"\n") if line]
     assert len(lines) == len(entries)
     for line, entry in zip(lines, entries, strict=True):
@@ -128,7 +154,9 @@ def test_gnu_tar_lists_the_same(tmp_path: Path) -> None:
         seconds = entry.mtime_ns // 10**9
         assert owner == b"%d/%d" % (entry.uid, entry.gid)
         assert int(size) == entry.size
-        when = subprocess.run(["date", "-u", "-d", f"@{seconds}", "+%Y-%m-%d %H:%M:%S"], capture_output=True, check=True)
+        when = subprocess.run(
+            ["date", "-u", "-d", f"@{seconds}", "+%Y-%m-%d %H:%M:%S"], capture_output=True, check=True
+        )
         assert day + b" " + time == when.stdout.strip()
         name = os.fsencode(entry.path) + (b"/" if entry.kind == "directory" else b"")
         arrow = {"symlink": b" -> ", "hardlink": b" link to "}.get(entry.kind, b"")
@@ -153,7 +181,9 @@ def test_gnu_tar_passes_over_a_member_of_nine_gigabytes(tmp_path: Path) -> None:
 @given(st.binary(max_size=2000), st.integers(0, 1500))
 def test_noise_is_refused_and_never_read_without_end(noise: bytes, at: int) -> None:
     """Alone, and over a header that was good."""
-    good = tar.header(Entry("files/" + "é" * 60, "file", 5, xattrs={"user.a": b"1"})) + b"hello" + tar.padding(5)
+    good = (
+        tar.header(Entry("files/" + "é" * 60, "file", 5, xattrs={"user.a": b"1"})) + b"hello" + tar.padding(5)
+    )
     for data in (noise, good[:at] + noise + good[at + len(noise) :]):
         stream = TarStream(iter([data[start : start + 700] for start in range(0, len(data), 700)]))
         try:
@@ -168,7 +198,12 @@ def pax(*records: bytes, size: int | None = None) -> bytes:
     body = b"".join(records)
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, len(body) if size is None else size
-    return info.tobuf(tarfile.USTAR_FORMAT) + body + tar.padding(len(body)) + tar.header(Entry("files/a", "file"))
+    return (
+        info.tobuf(tarfile.USTAR_FORMAT)
+        + body
+        + tar.padding(len(body))
+        + tar.header(Entry("files/a", "file"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,14 @@ _PATH = re.compile(r"(?:files|absolute|database)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SIZE_LIMIT = 1 << 60
+_OWNER_LIMIT = (1 << 32) - 1
+_TIME_LIMIT = 1 << 63
 
 _SOURCE = b'{"source":'
 _PART = (b'{"data":', b'{"copy":')
 _ENTRY = b'{"path":'
+_BLOCKS = b'{"blocks":'
+_END = b'{"end":'
 
 SourceKey = tuple[str, str]
 """Component and name."""
@@ -219,9 +223,14 @@ def source_of(line: bytes) -> tuple[SourceKey, bool] | None:
         ) from error
 
 
+def is_known(line: bytes) -> bool:
+    """Whether a line is of a kind that may follow the first."""
+    return line.startswith((_ENTRY, _SOURCE, _BLOCKS, _END, *_PART))
+
+
 def parse_blocks(line: bytes) -> list[tuple[int, int]] | None:
     """The blocks that a line lists; None for any other line."""
-    if not line.startswith(b'{"blocks":'):
+    if not line.startswith(_BLOCKS):
         return None
     try:
         return [(_count(compressed), _count(raw)) for compressed, raw in _parse(line)["blocks"]]
@@ -254,14 +263,14 @@ def parse_entry(line: bytes) -> Row:
             kind,
             _count(data["size"]),
             int(data["mode"], 8) & 0o7777,
-            _count(data["uid"]),
-            _count(data["gid"]),
-            int(data["mtime_ns"]),
-            int(data["ctime_ns"]),
+            _count(data["uid"], _OWNER_LIMIT),
+            _count(data["gid"], _OWNER_LIMIT),
+            _time(data["mtime_ns"]),
+            _time(data["ctime_ns"]),
             _count(data["inode"], 1 << 64),
             digest,
             target,
-            {str(key): base64.b64decode(value) for key, value in xattrs.items()} if xattrs else None,
+            _xattrs(xattrs) if xattrs else None,
             data.get("sparse") is True,
             str(data.get("token", "")),
             data.get("racy") is True,
@@ -367,6 +376,18 @@ def _name(value: object) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(f"{value!r:.80} is not a source's name")
     return value
+
+
+def _time(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _TIME_LIMIT:
+        raise ValueError(f"{value!r:.80} is not a time that a file can have")
+    return value
+
+
+def _xattrs(data: dict[str, str]) -> dict[str, bytes]:
+    if any("\0" in key or not key for key in data):
+        raise ValueError("an extended attribute has a name that none can have")
+    return {str(key): base64.b64decode(value, validate=True) for key, value in data.items()}
 
 
 def _count(value: object, limit: int = _SIZE_LIMIT) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _MANIFEST_LIMIT = 1 << 40
+_SOURCES_LIMIT = 1000
 
 
 class OpenArchive:
@@ -34,6 +35,8 @@ class OpenArchive:
         what no honest one says.
         """
         self.name = name
+        self.source = source
+        """The gzip file."""
         self._manifest, self.manifest_digest, self.manifest_size = _load(source, metadata, name)
         try:
             self._sections: dict[SourceKey, tuple[int, bool]] = {}
@@ -44,13 +47,21 @@ class OpenArchive:
             self.header: Header = manifest.parse_header(end)
             for line in self._manifest:
                 offset += len(line)
+                if not manifest.is_known(line):
+                    raise CorruptBackup(f"{name}: the manifest has a line of no known kind")
                 if section := manifest.source_of(line):
                     if section[0] in self._sections:
                         raise HostileBackup(f"{name}: the manifest lists a source twice")
                     self._sections[section[0]] = offset, section[1]
+                    if len(self._sections) > _SOURCES_LIMIT:
+                        raise HostileBackup(f"{name}: the manifest lists more sources than any service has")
                 elif listed := manifest.parse_blocks(line):
                     for packed, raw in listed:
                         blocks.append(packed, raw)
+                    if blocks.compressed_end > source.size:
+                        raise HostileBackup(
+                            f"{name}: the manifest lists more blocks than the archive has room for"
+                        )
                 end = line
             self.entries, self.source_bytes, self.sources = manifest.parse_end(end)
             self._check(metadata)
@@ -126,6 +137,7 @@ def _load(source: RandomAccess, metadata: BackupMetadata | None, name: str) -> t
                 raise CorruptBackup(f"{name}: the manifest has an absurdly long line")
             digest.update(piece)
             file.write(piece)
+        tar.finish()
         if location is not None and digest.hexdigest() != location.digest:
             raise CorruptBackup(f"{name}: the manifest is not the one that its metadata names")
     except BaseException:

@@ -16,7 +16,7 @@ Pieces = Iterator["bytes | memoryview"]
 
 # One changed page costs one chunk: small enough for that, large enough that the list of chunks stays under a
 # thousandth of what it lists.
-_AVERAGE_CHUNK = 64 << 10
+_AVERAGE_CHUNK = 32 << 10
 _SPOOL = 1 << 20
 
 if "cy" not in FastCDC.__module__:
@@ -27,11 +27,11 @@ if "cy" not in FastCDC.__module__:
 
 
 def chunks(pieces: Pieces) -> Iterator[memoryview]:
-    """Cuts a stream where its content says so (FastCDC), into chunks of 16 to 256 KiB, 64 KiB on average.
+    """Cuts a stream where its content says so (FastCDC), into chunks of 8 to 64 KiB, some 32 KiB on average.
 
     A chunk is valid until the next one is asked for.
     """
-    cutter = FastCDC(_AVERAGE_CHUNK, min_size=_AVERAGE_CHUNK // 4, max_size=_AVERAGE_CHUNK * 4)
+    cutter = FastCDC(_AVERAGE_CHUNK, min_size=_AVERAGE_CHUNK // 4, max_size=_AVERAGE_CHUNK * 2)
     for chunk in cutter.cut_stream(_Reader(pieces)):
         yield chunk.data
 

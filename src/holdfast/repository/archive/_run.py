@@ -196,14 +196,15 @@ class ArchiveRun:
                     whole.update(chunk)
                     self._gzip.write(chunk)
                 if self._gzip.raw_size != end:
-                    raise SourceChanged(
-                        f"{entry.path} gave {self._gzip.raw_size - start} bytes instead of {size}"
-                    )
-            finally:
-                # Also when the file turns out to have changed: the member must be as long as its header says.
-                # Another of the same name will follow, and tar lets the last one win.
+                    given = self._gzip.raw_size - start
+                    raise SourceChanged(f"{entry.path} gave {given} bytes instead of {size}")
+            except SourceChanged:
+                # The member must be as long as its header says. Another of the same name will follow, and tar lets
+                # the last one win.
                 self._zeros(end - self._gzip.raw_size)
                 self._gzip.write(tar.padding(size))
+                raise
+            self._gzip.write(tar.padding(size))
             entry = entry._replace(digest=whole.hexdigest())
             self._line(manifest.entry_line(entry, start, parts.finish()), parts.drain())
         return entry

@@ -88,6 +88,9 @@ class Member(NamedTuple):
     path: str
     kind: str
     size: int
+    mode: int
+    uid: int
+    gid: int
     target: str
     length: int
     """Bytes of header blocks, the pax header included."""
@@ -105,7 +108,9 @@ def parse(blocks: bytes) -> Member | None:
         raise CorruptBackup("the archive ends in the middle of a tar header")
     if blocks[:BLOCK] == bytes(BLOCK):
         return None
-    name, _, _, _, size, _, _, kind, target, magic, _, _, _, _, _, prefix, _ = _USTAR.unpack_from(blocks)
+    name, mode, uid, gid, size, _, _, kind, target, magic, _, _, _, _, _, prefix, _ = _USTAR.unpack_from(
+        blocks
+    )
     if magic[:5] != b"ustar" or _checksum(blocks[:148] + b" " * 8 + blocks[156:BLOCK]) != number(
         blocks[148:156]
     ):
@@ -123,6 +128,9 @@ def parse(blocks: bytes) -> Member | None:
             path=os.fsdecode(records.get(b"path", os.fsencode(plain.path))).rstrip("/"),
             kind=plain.kind,
             size=_decimal(records[b"size"]) if b"size" in records else plain.size,
+            mode=plain.mode,
+            uid=_decimal(records[b"uid"]) if b"uid" in records else plain.uid,
+            gid=_decimal(records[b"gid"]) if b"gid" in records else plain.gid,
             target=os.fsdecode(records.get(b"linkpath", os.fsencode(plain.target))),
             length=following + BLOCK,
         )
@@ -130,7 +138,16 @@ def parse(blocks: bytes) -> Member | None:
         raise CorruptBackup(f"a tar header has type {kind!r}, which no backup of ours has")
     short, front = name.rstrip(b"\0"), prefix.rstrip(b"\0")
     path = os.fsdecode(front + b"/" + short if front else short)
-    return Member(path.rstrip("/"), _KIND[kind], number(size), os.fsdecode(target.rstrip(b"\0")), BLOCK)
+    return Member(
+        path.rstrip("/"),
+        _KIND[kind],
+        number(size),
+        number(mode),
+        number(uid),
+        number(gid),
+        os.fsdecode(target.rstrip(b"\0")),
+        BLOCK,
+    )
 
 
 def _ustar(

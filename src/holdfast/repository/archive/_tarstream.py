@@ -47,6 +47,11 @@ class TarStream:
             block += self._exactly(length + len(tar.padding(length)) + tar.BLOCK)
         return tar.parse(block)
 
+    def finish(self) -> None:
+        """Nothing but the end of the tar may follow. Raises CorruptBackup."""
+        if self.advance() is not None or any(any(piece) for piece in (self._rest, *self._pieces)):
+            raise CorruptBackup(f"{self._name} holds something after its manifest")
+
     def at_end(self, end: int) -> bool:
         """Whether the rest of the last member reaches to `end`, a position in the tar."""
         return self.position + self._unread + self._pad == end

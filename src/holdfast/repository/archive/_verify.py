@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+
+from isal import isal_zlib
 
 from holdfast.errors import CorruptBackup
 from holdfast.model import Entry, order_key
 from holdfast.repository.archive._chain import StoredArchive
+from holdfast.repository.archive._gzip_reader import stream
 from holdfast.repository.archive._manifest import Row
 from holdfast.repository.archive._open import OpenArchive
 from holdfast.repository.archive._tar import Member
@@ -73,7 +77,8 @@ def _key(path: str) -> bytes:
 
 
 def _verify_members(archive: OpenArchive, progress: Callable[[int], None]) -> None:
-    tar = TarStream(archive.raw.iter_at(0, archive.raw_size), name=archive.name)
+    raw = _Summed(archive.raw.iter_at(0, archive.raw_size))
+    tar = TarStream(raw, name=archive.name)
     expected = _Expected(archive)
     while not tar.at_end(archive.raw_size):
         member = tar.advance()
@@ -86,7 +91,7 @@ def _verify_members(archive: OpenArchive, progress: Callable[[int], None]) -> No
             raise CorruptBackup(
                 f"{archive.name}: the tar holds {member.path}, which the manifest does not list"
             )
-        _compare(archive.name, member, row)
+        _compare(archive.name, member, row, is_content=row.offset == tar.position)
         if row.entry.kind != "file":
             expected.advance()
         elif row.offset == tar.position:
@@ -104,6 +109,34 @@ def _verify_members(archive: OpenArchive, progress: Callable[[int], None]) -> No
         raise CorruptBackup(
             f"{archive.name}: the tar lacks {expected.row.entry.path}, which the manifest lists"
         )
+    for _ in raw:  # The last member's padding.
+        pass
+    tail = _Summed(stream(archive.source, archive.manifest_offset, name=archive.name), raw.crc, raw.size)
+    for _ in tail:
+        pass
+    # RFC 1952: CRC-32 and size, modulo 2**32, of what the only member holds, at the end of the file.
+    if archive.source.read_at(archive.source.size - 8, 8) != struct.pack(
+        "<LL", tail.crc, tail.size & 0xFFFFFFFF
+    ):
+        raise CorruptBackup(f"{archive.name}: the gzip trailer does not fit what the file holds")
+
+
+class _Summed:
+    """Pieces, with the CRC-32 and the size of those that went by."""
+
+    def __init__(self, pieces: Iterator[bytes | memoryview], crc: int = 0, size: int = 0) -> None:
+        self._pieces = pieces
+        self.crc = crc
+        self.size = size
+
+    def __iter__(self) -> _Summed:
+        return self
+
+    def __next__(self) -> bytes | memoryview:
+        piece = next(self._pieces)
+        self.crc = isal_zlib.crc32(piece, self.crc)
+        self.size += len(piece)
+        return piece
 
 
 class _Expected:
@@ -149,11 +182,17 @@ def _is_piece(member: Member, row: Row) -> bool:
     return number.isdigit() and name in (row.entry.path, f"changed/{row.entry.path}")
 
 
-def _compare(archive: str, member: Member, row: Row) -> None:
+def _compare(archive: str, member: Member, row: Row, *, is_content: bool) -> None:
+    """Raises CorruptBackup unless `tar` would make of a member what a restore makes of a row."""
     entry = row.entry
-    says = (entry.path, entry.kind, entry.target)
-    # A file that changed while it was read may have had another size the first time.
-    if (member.path, member.kind, member.target) != says:
+    says: list[str | int] = [entry.path, entry.kind, entry.target]
+    told: list[str | int] = [member.path, member.kind, member.target]
+    # A file that changed while it was read may have been another one the first time.
+    if entry.kind != "file" or is_content:
+        says += [entry.size if entry.kind == "file" else 0, entry.mode, entry.uid, entry.gid]
+        told += [member.size, member.mode, member.uid, member.gid]
+    if says != told:
         raise CorruptBackup(
             f"{archive}: the tar holds {member.kind} {member.path} where the manifest says {entry.kind} {entry.path}"
+            ", or gives it other attributes"
         )
