@@ -22,10 +22,10 @@ demo: setup
 	$(BIN)/holdfast demo --service $(SERVICE)
 
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(PYTEST_OPTIONS)
 
 torture: setup
-	HOLDFAST_TORTURE=1 $(BIN)/python -m pytest -m torture
+	HOLDFAST_TORTURE=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m torture
 
 lint: setup
 	$(BIN)/ruff format --check

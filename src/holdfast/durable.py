@@ -59,7 +59,8 @@ def sync_directory(directory: Path) -> None:
 @contextmanager
 def file_lock(path: Path, *, shared: bool = False, what: str = "") -> Iterator[None]:
     """Holds an advisory lock on a file, which is left in place. Raises LockHeld at once if another holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with explained(f"cannot write {path}"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

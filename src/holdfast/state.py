@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.durable import make_private, replace_file
+from holdfast.durable import explained, make_private, replace_file
 from holdfast.errors import ConfigError
 from holdfast.model import is_backup_id
 
@@ -127,12 +127,13 @@ class LocalState:
         self.make()
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        fd = os.open(self.repository / "history.jsonl", flags, 0o600)
-        try:
-            os.write(fd, line)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with explained(f"cannot write {self.repository / 'history.jsonl'}"):
+            fd = os.open(self.repository / "history.jsonl", flags, 0o600)
+            try:
+                os.write(fd, line)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def history(self) -> Iterator[dict[str, Any]]:
         """What every run did, oldest first. A line that a crash cut short is passed over."""

@@ -226,8 +226,8 @@ class KilledRunSuite:
         full = store(ground.repository(), BEFORE)
         ground.clock.forward()
         parent = full if type_ == "incremental" else None
-        pristine = tmp_path / "pristine"
-        shutil.copytree(tmp_path, pristine, ignore=shutil.ignore_patterns("pristine"))
+        place, pristine = ground.directory.parent, tmp_path / "pristine"
+        shutil.copytree(place, pristine)
 
         def back_up() -> None:
             store(ground.repository(), AFTER, parent=parent)
@@ -235,7 +235,9 @@ class KilledRunSuite:
         total = forks.count_calls(back_up)
         assert total > 20
         for point in random.Random(type_).sample(range(1, total + 1), round(total * share)):
-            self.reset(tmp_path, pristine)
+            for path in place.iterdir():
+                shutil.rmtree(path)
+            shutil.copytree(pristine, place, dirs_exist_ok=True)
             assert not forks.run_killed(back_up, point)
             found = ground.repository().backups()
             good = [metadata for metadata in found if metadata.is_good]
@@ -251,12 +253,6 @@ class KilledRunSuite:
             assert ground.strays() == [], f"killed at {point} of {total}"
             assert_holds(ground.repository(), now, AFTER)
             assert_holds(ground.repository(), full, BEFORE)
-
-    def reset(self, place: Path, pristine: Path) -> None:
-        for path in place.iterdir():
-            if path != pristine:
-                shutil.rmtree(path)
-        shutil.copytree(pristine, place, dirs_exist_ok=True)
 
 
 class DamageSuite:

@@ -20,6 +20,7 @@ class Ground(Protocol):
 
     clock: Clock
     directory: Path
+    """Of the backups. Beside it lies the local state, and nothing else."""
 
     def repository(self) -> Repository:
         """The repository as a process that has just started sees it."""

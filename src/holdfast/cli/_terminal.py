@@ -36,9 +36,14 @@ def human_time(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def harmless(text: str) -> str:
+    """Text without what would speak to the terminal, or cannot be encoded: names and messages come from elsewhere."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def say(line: str = "") -> None:
     """A line for a person, on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(harmless(line), file=sys.stderr, flush=True)
 
 
 def print_json(data: Any) -> None:
@@ -58,7 +63,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(harmless, row))
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
@@ -155,7 +160,7 @@ class _Bars:
     def show(self, event: Event) -> None:
         match event:
             case RunStarted(verb, subject):
-                self._progress.console.print(f"{verb} {subject}", markup=False)
+                self._progress.console.print(harmless(f"{verb} {subject}"), markup=False)
             case StageStarted(stage, subject, total):
                 self.finish()
                 self._progress.start()  # not before: a question may come first
@@ -166,9 +171,9 @@ class _Bars:
                 told = f"{self._entries:,} entries" if self._entries else ""
                 self._progress.update(self._task, advance=done, entries=told)
             case Warned(message):
-                self._progress.console.print(f"warning: {message}", style="yellow", markup=False)
+                self._progress.console.print(harmless(f"warning: {message}"), style="yellow", markup=False)
             case Noted(message):
-                self._progress.console.print(message, markup=False)
+                self._progress.console.print(harmless(message), markup=False)
 
     def finish(self) -> None:
         if self._task is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli._context import command
-from holdfast.cli._terminal import human_size, human_time, print_json, print_table, say, watching
+from holdfast.cli._terminal import harmless, human_size, human_time, print_json, print_table, say, watching
 from holdfast.errors import EXIT_FAILED, EXIT_WARNINGS
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -147,7 +147,6 @@ def ls(
     """List what a backup holds."""
     with command(as_json=as_json, looking=True) as installation:
         import json
-        import sys
 
         from holdfast.jobs.ls import ls as run
 
@@ -165,8 +164,7 @@ def ls(
                 print(json.dumps({name: value for name, value in fields.items() if value != ""}))
                 continue
             told = f" -> {entry.target}" if entry.target else ""
-            path = entry.path.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding)
-            print(f"{entry.kind[0]} {entry.mode:04o} {entry.size:>14,} {path}{told}")
+            print(harmless(f"{entry.kind[0]} {entry.mode:04o} {entry.size:>14,} {entry.path}{told}"))
 
 
 def verify(
@@ -204,7 +202,7 @@ def verify(
             )
         else:
             for verdict in verdicts:
-                print(f"{verdict.metadata.backup_id}  {verdict.error or 'good'}")
+                print(harmless(f"{verdict.metadata.backup_id}  {verdict.error or 'good'}"))
         if any(verdict.error for verdict in verdicts):
             raise typer.Exit(EXIT_FAILED)
 

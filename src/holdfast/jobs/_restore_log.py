@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from holdfast.clock import timestamp
+from holdfast.durable import explained
 from holdfast.errors import HoldfastError
 from holdfast.events import Emit, Event, Noted, RunFailed, RunFinished, RunStarted, StageStarted, Warned
 from holdfast.installation import Installation
@@ -25,8 +26,9 @@ class RestoreLog:
         self.notes: list[str] = []
         self._clock = installation.clock
         self._emit = emit
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._file = os.fdopen(fd, "w")
+        with explained(f"cannot write {self.path}"):
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._file = os.fdopen(fd, "w", errors="backslashreplace")
         self.write(f"restore of {reference} into {installation.settings.root}")
 
     def emit(self, event: Event) -> None:
@@ -43,11 +45,13 @@ class RestoreLog:
         self._emit(event)
 
     def write(self, line: str) -> None:
-        self._file.write(f"{timestamp(self._clock())} {line}\n")
-        self._file.flush()
+        with explained(f"cannot write {self.path}"):
+            self._file.write(f"{timestamp(self._clock())} {line}\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # What could not be written has been told.
+            self._file.close()
 
 
 @contextmanager

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,28 @@ from conformance.faults import DamageSuite, InterruptedRunSuite, KilledRunSuite
 from conformance.ground import Ground
 from conformance.repository import RepositorySuite
 from conformance.trees import Trees
+from forks import scratch
 from holdfast.model import BackupMetadata
 from repository.archive.archives import ArchiveGround
 
 
+@pytest.fixture
+def top() -> Iterator[Path]:
+    """In memory, where that is possible: what is proved here does not depend on a disk."""
+    with scratch() as directory:
+        yield directory
+
+
 class Plain:
     @pytest.fixture
-    def ground(self, tmp_path: Path) -> ArchiveGround:
-        return ArchiveGround(tmp_path)
+    def ground(self, top: Path) -> ArchiveGround:
+        return ArchiveGround(top)
 
 
 class Encrypted:
     @pytest.fixture
-    def ground(self, tmp_path: Path) -> ArchiveGround:
-        return ArchiveGround(tmp_path, encrypt=True)
+    def ground(self, top: Path) -> ArchiveGround:
+        return ArchiveGround(top, encrypt=True)
 
 
 class TestStoring(Plain, RepositorySuite):

@@ -121,7 +121,7 @@ def test_what_was_backed_up_comes_back(
 
 
 @pytest.mark.torture
-@settings(max_examples=2000)
+@settings(max_examples=1000)
 @ROUNDS
 def test_what_was_backed_up_comes_back_every_time(
     encrypt: bool, first: list[object], later: list[tuple[bool, list[object]]]

@@ -379,7 +379,7 @@ def _name(value: object) -> str:
 
 
 def _time(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= _TIME_LIMIT:
+    if not isinstance(value, int) or isinstance(value, bool) or not -_TIME_LIMIT <= value < _TIME_LIMIT:
         raise ValueError(f"{value!r:.80} is not a time that a file can have")
     return value
 

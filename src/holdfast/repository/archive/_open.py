@@ -64,11 +64,11 @@ class OpenArchive:
                         )
                 end = line
             self.entries, self.source_bytes, self.sources = manifest.parse_end(end)
-            self._check(metadata)
-            self.raw = GzipReader(source, blocks, name=name)
             self.raw_size = blocks.raw_size
             self.manifest_offset = blocks.compressed_end
             """Where the gzip block begins that follows the listed ones: the manifest's."""
+            self._check(metadata)
+            self.raw = GzipReader(source, blocks, name=name)
         except BaseException:
             self._manifest.close()
             raise
@@ -105,6 +105,8 @@ class OpenArchive:
                 f"{self.name} holds the backup {header.id}, not {metadata.backup_id}",
                 hint="Somebody has renamed or replaced it. Find out who before you restore anything.",
             )
+        if metadata.manifest is not None and metadata.manifest.compressed_offset != self.manifest_offset:
+            raise CorruptBackup(f"{self.name}: the manifest does not list all blocks before its own")
         says = (header.time, header.components, header.host, header.tool, header.tags)
         told = (metadata.timestamp, metadata.components, metadata.host, metadata.tool, metadata.tags)
         if says != told or (self.entries, self.source_bytes) != (metadata.entries, metadata.source_bytes):

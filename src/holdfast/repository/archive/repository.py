@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from holdfast.clock import Clock
 from holdfast.crypto import KeyRing, OpeningReader, Recipient, is_age_file, rewrap
+from holdfast.durable import explained, temp_directory
 from holdfast.errors import (
     BackupNotFound,
     CorruptBackup,
@@ -103,7 +104,9 @@ class ArchiveRepository(Catalog):
                     run.warnings.append(
                         f"nothing is known here of what {plan.parent.backup_id} holds, so everything is carried again"
                     )
-                yield run
+                # What a source could not read has been told in its own errors: this is about our own files.
+                with explained(f"cannot write to {temp_directory()}"):
+                    yield run
                 if run.committed is None:
                     raise RepositoryError(f"{started.backup_id} was not committed")
             except BaseException as error:
