@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from typing import IO
 
@@ -166,9 +166,10 @@ class ArchiveRun:
         """Forgets what is not committed, and frees what the run holds."""
         self._gzip.abort()
         self._upload.abort()
-        self._manifest.close()
-        if self._resolved is not None:
-            self._resolved.close()
+        for spool in (self._manifest, self._resolved):
+            if spool is not None:
+                with suppress(OSError):  # What is left in its buffer is of no use any more.
+                    spool.close()
 
     def _add_small(self, entry: Entry, data: bytes) -> Entry:
         size = len(data)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from holdfast.errors import CorruptBackup
 from holdfast.repository.archive import _tar as tar
 
 _PAX_LIMIT = 1 << 20
+_END_LIMIT = 64 << 10
 
 
 class TarStream:
@@ -49,8 +51,12 @@ class TarStream:
 
     def finish(self) -> None:
         """Nothing but the end of the tar may follow. Raises CorruptBackup."""
-        if self.advance() is not None or any(any(piece) for piece in (self._rest, *self._pieces)):
-            raise CorruptBackup(f"{self._name} holds something after its manifest")
+        beyond = self.advance() is not None
+        size = 0
+        for piece in chain((self._rest,), self._pieces):
+            size += len(piece)
+            if beyond or size > _END_LIMIT or bytes(piece).strip(b"\0"):
+                raise CorruptBackup(f"{self._name} holds something after its manifest")
 
     def at_end(self, end: int) -> bool:
         """Whether the rest of the last member reaches to `end`, a position in the tar."""
