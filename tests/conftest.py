@@ -20,14 +20,14 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long runs are asked for: `make torture`."""
     if TORTURE:
         return
-    skip = pytest.mark.skip(reason="takes long: HOLDFAST_TORTURE=1 runs it")
-    for item in items:
-        if item.get_closest_marker("torture"):
-            item.add_marker(skip)
+    long = [item for item in items if item.get_closest_marker("torture")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
 
 
 @pytest.fixture
