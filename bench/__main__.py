@@ -49,6 +49,10 @@ def main() -> None:
         parser.error("--runs and --scale must be positive")
     names = arguments.only or [name for name in SCENARIOS if arguments.all or name not in _LONG]
 
+    try:
+        space = Workspace(arguments.dir, arguments.scale)
+    except FileExistsError as error:
+        parser.error(str(error))
     peers = Peers()
     print(
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
@@ -57,7 +61,6 @@ def main() -> None:
         print(f"  {version}")
     if peers.missing:
         print(f"  missing: {', '.join(peers.missing)}")
-    space = Workspace(arguments.dir, arguments.scale)
     results = []
     try:
         for scenario in dict.fromkeys(SCENARIOS[name] for name in SCENARIOS if name in names):

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
-"""Where programs that are part of the benchmark are run, and must be: a process that starts another one lends it its
-own memory until exec(2), and the kernel counts that as the other one's peak. So the process that measures stays small,
-and what needs memory is a program of its own."""
+"""Where programs that are part of the benchmark are run.
 
+What needs memory must be such a program: a process that starts another one lends it its own memory until exec(2), and
+the kernel counts that as the other one's peak. So the process that measures stays small."""
+
+_MARKER = "holdfast-bench"
 _READ = 1 << 20
 
 
@@ -20,9 +22,15 @@ class Workspace:
     """`directory` holds ``data/`` and ``work/``; `scale` makes all data larger or smaller."""
 
     def __init__(self, directory: Path, scale: float) -> None:
+        """Raises FileExistsError for a directory that holds what is not the benchmark's: it is going to delete there."""
         self.directory = directory.absolute()
         self.scale = scale
         self._work = self.directory / "work"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        marker = self.directory / _MARKER
+        if not marker.exists() and any(self.directory.iterdir()):
+            raise FileExistsError(f"{self.directory} is not empty, and no directory of the benchmark")
+        marker.touch()
         self.clear()
 
     def clear(self) -> None:

@@ -57,6 +57,8 @@ def apply(nodes: Tree, edits: list[tuple[str, tuple[object, ...] | None]], stamp
     """
     after = dict(nodes)
     for path, made in edits:
+        if made is not None and made[0] == "file" and not made[3]:
+            path += ".dump"  # Its pieces have names of their own, which no file beside it may have.
         for other in list(after):
             if other == path or other.startswith(path + "/"):
                 del after[other]
