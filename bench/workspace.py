@@ -22,7 +22,7 @@ class Workspace:
     """`directory` holds ``data/`` and ``work/``; `scale` makes all data larger or smaller."""
 
     def __init__(self, directory: Path, scale: float) -> None:
-        """Raises FileExistsError for a directory that holds what is not the benchmark's: it is going to delete there."""
+        """Raises FileExistsError for a directory that is somebody else's: it is going to delete there."""
         self.directory = directory.absolute()
         self.scale = scale
         self._work = self.directory / "work"

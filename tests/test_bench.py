@@ -29,7 +29,7 @@ def test_two_quick_scenarios_run_and_print_ratios_and_goals(tmp_path: Path) -> N
         *("--dir", str(tmp_path / "bench"), "--json", str(figures)),
     )
     assert done.returncode == 0, done.stderr
-    [measured] = re.findall(r"^ +holdfast +.* MB .*$", done.stdout, re.MULTILINE)
+    [measured] = re.findall(r"^ +holdfast {2,}\d.* MB .*$", done.stdout, re.MULTILINE)
     assert re.search(r"\d+\.\d\dx \(CPU \d+\.\d\dx\)", measured)
     assert len(re.findall(r"^  goal: .*, (met|NOT MET)$", done.stdout, re.MULTILINE)) == 5
     archive, start = json.loads(figures.read_text())
