@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from holdfast import __version__
 from holdfast.clock import Clock, system_clock
 from holdfast.config import BackupConfig, Settings, load_settings
 from holdfast.crypto import KeyRing, SigningKey, read_key_file, verify
@@ -26,6 +25,7 @@ from holdfast.sources.sqlite import SqliteSource, SqliteSwap, SqliteTarget
 from holdfast.state import LocalState
 from holdfast.storage.local import LocalStorage
 from holdfast.transaction import Kinds
+from holdfast.version import __version__
 
 _NO_KEY = (
     "Set ENCRYPTION_KEY to a passphrase, an age identity (AGE-SECRET-KEY-1…) or recipients (age1…); "
