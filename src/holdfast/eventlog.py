@@ -14,6 +14,7 @@ from holdfast.events import (
     StageStarted,
     Warned,
 )
+from holdfast.text import harmless
 
 logger = logging.getLogger("holdfast")
 
@@ -24,14 +25,14 @@ def log(event: Event) -> None:
         case Progressed(bytes_done, entries_done):
             logger.debug("%d bytes, %d entries", bytes_done, entries_done)
         case StageStarted(stage, subject):
-            logger.debug("%s %s", stage, subject)
+            logger.debug("%s %s", stage, harmless(subject))
         case Warned(message):
-            logger.warning("%s", message)
+            logger.warning("%s", harmless(message))
         case Noted(message):
-            logger.info("%s", message)
+            logger.info("%s", harmless(message))
         case RunStarted(verb, subject):
-            logger.info("%s %s: started", verb, subject)
+            logger.info("%s %s: started", verb, harmless(subject))
         case RunFinished(verb, subject):
-            logger.info("%s %s: done", verb, subject)
+            logger.info("%s %s: done", verb, harmless(subject))
         case RunFailed(verb, subject, error):
-            logger.error("%s %s: %s", verb, subject, error)
+            logger.error("%s %s: %s", verb, harmless(subject), harmless(error))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.cli._interruption import interruption
 from holdfast.events import Emit, Event, Noted, Progressed, RunStarted, StageStarted, Warned
+from holdfast.text import harmless
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -34,11 +35,6 @@ def human_time(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
-
-
-def harmless(text: str) -> str:
-    """Text without what would speak to the terminal, or cannot be encoded: names and messages come from elsewhere."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def say(line: str = "") -> None:

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from holdfast.cli._context import command
-from holdfast.cli._terminal import harmless, human_size, human_time, print_json, print_table, say, watching
+from holdfast.cli._terminal import human_size, human_time, print_json, print_table, say, watching
 from holdfast.errors import EXIT_FAILED, EXIT_WARNINGS
+from holdfast.text import harmless
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Id = Annotated[

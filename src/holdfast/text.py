@@ -1,0 +1,8 @@
+"""Text that comes from elsewhere: names of files and hosts, messages of other programs."""
+
+from __future__ import annotations
+
+
+def harmless(text: str) -> str:
+    """`text` without what would speak to a terminal or forge a line of a log, or cannot be encoded."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
