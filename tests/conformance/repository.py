@@ -110,12 +110,19 @@ class RepositorySuite:
             assert source.bytes == sum(len(node.content or b"") for node in nodes.values())
             assert source.moment == {"entries": len(nodes)}
 
-    def test_rotated_logs_are_not_mistaken_for_anything_else(self, ground: Ground) -> None:
+    @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
+    def test_rotated_logs_are_not_mistaken_for_anything_else(self, ground: Ground, kind: str) -> None:
         line = noise(600_000, 1)
         before: Trees = {
             ("logs", "main"): tree(directory("files/logs"), file("files/logs/service.log", line))
         }
-        rotated = [file(f"files/logs/service.log.{name}", b"old") for name in ("1", "00001", "00002")]
+        names = [f"files/logs/service.log.{name}" for name in ("1", "00001", "00002")]
+        makers = {
+            "file": lambda path: file(path, b"old"),
+            "directory": directory,
+            "symlink": lambda path: symlink(path, "x"),
+        }
+        rotated = [makers[kind](path) for path in names]
         nodes = (directory("files/logs"), file("files/logs/service.log", line + b"more"), *rotated)
         after: Trees = {("logs", "main"): tree(*nodes)}
         full = store(ground.repository(), before)

@@ -20,13 +20,12 @@ NAMES = st.sampled_from(
     ["a", "b", "b.txt", "b-", "b0", "é", "\udcff", " ", "a\nb", "-rf", "b.00001", "changed"]
 )
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map(lambda names: "files/models/" + "/".join(names))
+# Large contents are cuts of one long stretch, so that they have chunks in common.
 CONTENTS = st.one_of(
     st.binary(max_size=40),
-    # Large ones are cuts of one long stretch, so that they have chunks in common.
-    st.tuples(st.integers(0, 400_000), st.integers(250_000, 600_000), st.binary(max_size=5)).map(
-        lambda cut: noise(1_000_000, 1)[cut[0] : cut[0] + cut[1]] + cut[2]
-    ),
+    st.tuples(st.integers(0, 400_000), st.integers(250_000, 600_000), st.binary(max_size=5)),
 )
+STRETCH = noise(1_000_000, 1)
 NUMBERS = st.sampled_from([0, 1, 1000, 2**21, 2**31])
 ATTRIBUTES = st.fixed_dictionaries(
     {
@@ -78,6 +77,9 @@ def node(path: str, made: tuple[object, ...], stamp: int) -> Node:
     assert isinstance(attributes, dict)
     fields = attributes | {"ctime_ns": stamp}
     if kind == "file":
+        if isinstance(what, tuple):
+            start, size, end = what
+            what = STRETCH[start : start + size] + end
         assert isinstance(what, bytes)
         # A dump is as long as it turns out to be; only a database server gives one.
         return Node(Entry(path, "file", len(what) if sized else 0, **fields), what, bool(sized))

@@ -179,7 +179,9 @@ def _is_in_pieces(row: Row) -> bool:
 
 def _is_piece(member: Member, row: Row) -> bool:
     name, _, number = member.path.rpartition(".")
-    return number.isdigit() and name in (row.entry.path, f"changed/{row.entry.path}")
+    return (
+        member.kind == "file" and number.isdigit() and name in (row.entry.path, f"changed/{row.entry.path}")
+    )
 
 
 def _compare(archive: str, member: Member, row: Row, *, is_content: bool) -> None:
