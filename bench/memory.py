@@ -18,7 +18,9 @@ LIMIT = 250_000_000
 """Bytes that no command may hold, a passphrase's derivation apart."""
 
 _SETTLE = 3  # seconds: what was modified just before a backup is read again by the next one
-_SAME = 16_000_000  # bytes: what the allocator keeps of the blocks that were in flight differs from run to run
+_SAME = (
+    16_000_000  # bytes: what the allocator keeps of the blocks that were in flight differs from run to run
+)
 
 
 def memory(space: Workspace, peers: Peers, runs: int, names: Collection[str]) -> Result:

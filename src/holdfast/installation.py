@@ -11,17 +11,16 @@ from functools import cached_property
 from pathlib import Path
 
 from holdfast.clock import Clock, system_clock
-from holdfast.config import BackupConfig, Settings, load_settings
+from holdfast.config import BackupConfig, DatabaseSpec, Settings, load_settings
 from holdfast.crypto import KeyRing, SigningKey, read_key_file, verify
+from holdfast.engines import SwapKinds, database_source, server_target, sqlite_target
 from holdfast.errors import ConfigError, CredentialError, KeyMissing, RestoreError
 from holdfast.model import Component, Signature, SourceRecord
 from holdfast.repository.archive import ArchiveRepository, Seal
 from holdfast.sources._snapshot import take_snapshot
 from holdfast.sources._staging import FilesTarget
-from holdfast.sources._swap import RenameSwap
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.files import FilesSource
-from holdfast.sources.sqlite import SqliteSource, SqliteSwap, SqliteTarget
 from holdfast.state import LocalState
 from holdfast.storage.local import LocalStorage
 from holdfast.transaction import Kinds
@@ -31,9 +30,6 @@ _NO_KEY = (
     "Set ENCRYPTION_KEY to a passphrase, an age identity (AGE-SECRET-KEY-1…) or recipients (age1…); "
     "`holdfast init` or `holdfast key new` makes an identity. BACKUP_ENCRYPT=false does without encryption."
 )
-
-SWAPS: Kinds = {RenameSwap.kind: RenameSwap, SqliteSwap.kind: SqliteSwap}
-"""Every kind of swap that a restore journal may name."""
 
 ManualKey = Callable[[], "str | bytes | None"]
 
@@ -117,16 +113,7 @@ class Installation:
         """What there is to back up of these components, in the order of a backup."""
         found: list[Source] = []
         if "database" in components:
-            found += [
-                SqliteSource(
-                    spec.name,
-                    spec.sqlite_path(self.settings.root),
-                    self.settings.root,
-                    timeout=self.settings.database_timeout,
-                    clock=self.clock,
-                )
-                for spec in self.settings.databases
-            ]
+            found += [database_source(spec, self.settings, self.clock) for spec in self.settings.databases]
         found += [
             FilesSource(
                 spec.component,
@@ -143,30 +130,39 @@ class Installation:
         ]
         return found
 
-    def target(self, record: SourceRecord, *, create_parents: bool) -> Restorable:
+    @property
+    def swaps(self) -> Kinds:
+        """Every kind of swap that a restore journal may name."""
+        return SwapKinds(self.settings)
+
+    def target(self, record: SourceRecord, *, create_database: bool) -> Restorable:
         """Where a source of a backup goes back to.
 
         A backup is not believed about places: what lies outside the service root must be configured here.
+        `create_database`: a database that is not there is made, with the directories above its file.
         Raises RestoreError.
         """
-        if record.kind == "sqlite":
-            return SqliteTarget(
-                self._database_path(record),
-                timeout=self.settings.database_timeout,
-                create_parents=create_parents,
-            )
         if record.kind == "files":
             return FilesTarget({root: self._path(record, root) for root in record.roots}, never=self._never())
-        raise RestoreError(
-            f"{record.component} {record.name} is {record.kind}, which this version cannot restore",
-            hint="Restore it with a newer Holdfast: `holdfast --version` shows yours.",
-        )
+        spec = self._database(record)
+        if record.kind == "sqlite" and (spec is None or spec.dialect == "sqlite"):
+            path = self._database_path(record) if spec is None else spec.sqlite_path(self.settings.root)
+            return sqlite_target(path, self.settings, create_parents=create_database)
+        if spec is None:
+            raise RestoreError(
+                f"database {record.name} is {record.kind}, and not configured here",
+                hint=f"Set DATABASE_URL, or name it in holdfast.toml: [database.{record.name}] with its url.",
+            )
+        return server_target(spec, self.settings, record, create_database=create_database)
 
     def elsewhere(self, record: SourceRecord, directory: Path, others: Sequence[SourceRecord]) -> FilesTarget:
         """Where a source goes when it is restored below `directory`: to the place that it has below the service
         root; ``absolute/…`` and ``database/…`` hold what has none."""
         if record.kind == "files":
             return FilesTarget({root: directory / root.removeprefix("files/") for root in record.roots})
+        if record.kind != "sqlite":
+            entry = f"database/{record.name}.dump"
+            return FilesTarget({entry: directory / entry})
         entry = f"database/{record.name}.db"
         place = record.roots[0] if len(record.roots) == 1 and record.roots[0].startswith("files/") else entry
         if any(place.startswith(f"{root}/") for other in others for root in other.roots):
@@ -178,19 +174,15 @@ class Installation:
         own = (settings.config_file, settings.key_file, settings.backup_dir, self.state.home)
         return [path for path in own if path is not None]
 
-    def _database_path(self, record: SourceRecord) -> Path:
+    def _database(self, record: SourceRecord) -> DatabaseSpec | None:
+        """The database that is configured here under the name that it has in the backup."""
         try:
             databases = self.settings.databases
         except ConfigError:
-            databases = ()
-        for spec in databases:
-            if spec.name == record.name:
-                if spec.dialect != "sqlite":
-                    raise RestoreError(
-                        f"database {record.name} is SQLite in the backup and {spec.dialect} here",
-                        hint="Check DATABASE_URL, or restore elsewhere with --target DIR.",
-                    )
-                return spec.sqlite_path(self.settings.root)
+            return None
+        return next((spec for spec in databases if spec.name == record.name), None)
+
+    def _database_path(self, record: SourceRecord) -> Path:
         if len(record.roots) != 1:
             raise RestoreError(f"the backup does not say where database {record.name} was")
         return self._path(record, record.roots[0])

@@ -283,6 +283,15 @@ class Report:
     """Worth a line in a summary, and no reason for concern."""
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that `holdfast check` looked at."""
+
+    subject: str
+    state: Literal["ok", "warning", "FAILED"]
+    detail: str
+
+
 def is_unchanged(known: Entry, now: Entry) -> bool:
     """Whether an entry is as the parent has it, judged without reading it.
 

@@ -126,7 +126,7 @@ def test_a_sqlite_url_is_read_as_sqlalchemy_reads_it(tmp_path: Path, url: str, p
         ("sqlite:///file:x.db?mode=memory&cache=shared&uri=true", "in memory"),
         ("sqlite://service.db", "names a host"),
         ("sqlite:///file://server/x.db?uri=true", "names a host"),
-        ("postgresql+psycopg://u:hidden@host/x", "is postgresql, and this version backs up SQLite only"),
+        ("postgresql+psycopg://u:hidden@host/x", "is postgresql, and no file"),
     ],
 )
 def test_what_cannot_be_backed_up_is_refused_at_use(tmp_path: Path, url: str, said: str) -> None:

@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 
+from conformance.places import Places
 from holdfast.clock import Clock, system_clock
-from holdfast.errors import SourceMissing
+from holdfast.errors import CorruptBackup, SourceError, SourceMissing
 from holdfast.events import ignore
 from holdfast.model import COMPONENTS, Entry, is_unchanged, order_key
 from holdfast.sources.base import Content, Item, Restorable, Source
-from holdfast.transaction import Swap
+from holdfast.transaction import Kinds, Swap
 
 SECRET = "correct horse battery staple"
 """Stands in the data of every source."""
@@ -36,8 +38,12 @@ def long_after() -> datetime:
 class SourceConformance(ABC):
     """The suite. Methods without a docstring of their own are tests."""
 
-    swaps: ClassVar[tuple[type[Any], ...]]
-    """The classes of swaps that the target makes."""
+    recognizes_unchanged: ClassVar[bool] = True
+    """Whether what did not change is known without reading it. A server's dump is always made afresh."""
+
+    @abstractmethod
+    def kinds(self, root: Path) -> Kinds:
+        """The kinds of swaps that the target makes."""
 
     @abstractmethod
     def make(self, root: Path) -> None:
@@ -62,6 +68,14 @@ class SourceConformance(ABC):
     @abstractmethod
     def state(self, root: Path) -> object:
         """All that a restore must bring back, for comparison. For data that is not there: None."""
+
+    def left_over(self, root: Path) -> list[str]:
+        """What a restore has made and not removed."""
+        return [path for path in listing(root) if ".holdfast-" in path]
+
+    def same(self, one: bytes, other: bytes) -> bool:
+        """Whether two contents are of the same data."""
+        return one == other
 
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
@@ -99,12 +113,14 @@ class SourceConformance(ABC):
                 assert entry.size == 0
             else:
                 assert entry.kind == "file"
-                assert content.size is None or content.size == entry.size
-                assert len(drain(content)) == entry.size
+                size = content.size
+                assert size is None or size == entry.size == len(drain(content))
 
     def test_an_item_can_be_opened_again(self, root: Path) -> None:
         for item in self.source(root, long_after).scan(ignore):
-            assert read(item) == read(item)
+            (one, data), (other, again) = read(item), read(item)
+            assert one == other
+            assert self.same(data, again)
 
     def test_content_can_be_closed_unread(self, root: Path) -> None:
         before = open_files()
@@ -119,7 +135,8 @@ class SourceConformance(ABC):
         read_before = {entry.path: entry for entry, _ in read_all(source)}
         scanned = {item.entry.path: item.entry for item in source.scan(ignore)}
         assert scanned.keys() == read_before.keys()
-        assert all(is_unchanged(read_before[path], entry) for path, entry in scanned.items())
+        unchanged = [is_unchanged(read_before[path], entry) for path, entry in scanned.items()]
+        assert unchanged == [self.recognizes_unchanged] * len(scanned)
 
     def test_what_changed_is_not_unchanged(self, root: Path) -> None:
         source = self.source(root, long_after)
@@ -163,6 +180,22 @@ class SourceConformance(ABC):
         assert record.kind
         assert all(path.partition("/")[0] in ("files", "absolute") for path in record.roots)
 
+    def test_a_check_finds_nothing_wrong_and_changes_nothing(self, root: Path) -> None:
+        state, before = self.state(root), listing(root)
+        findings = list(self.source(root, long_after).check())
+        assert findings
+        assert not [finding for finding in findings if finding.state == "FAILED"]
+        assert self.state(root) == state
+        assert listing(root) == before
+
+    def test_a_check_of_what_is_gone_fails(self, root: Path) -> None:
+        self.remove(root)
+        try:
+            findings = list(self.source(root, long_after).check())
+        except SourceError:
+            return
+        assert [finding for finding in findings if finding.state == "FAILED"]
+
     def test_needs_names_directories_that_exist(self, root: Path) -> None:
         for there in (True, False):
             if not there:
@@ -180,6 +213,19 @@ class SourceConformance(ABC):
         assert self.state(root) == state
         assert {path: listing(root)[path] for path in before} == before
 
+    def test_staging_that_fails_leaves_nothing(self, root: Path) -> None:
+        backup = read_all(self.source(root, long_after))
+        self.change(root)
+        state = self.state(root)
+        staging = Places()
+        with pytest.raises(CorruptBackup, match="cut off"):
+            self.stage(root, backup, staging, cut_off=True)
+        for swap in staging.registered:
+            self.revive(root, swap).discard()
+        staging.remove()
+        assert self.left_over(root) == []
+        assert self.state(root) == state
+
     def test_what_is_restored_is_what_was_backed_up(self, root: Path) -> None:
         old = self.state(root)
         backup = read_all(self.source(root, long_after))
@@ -195,7 +241,7 @@ class SourceConformance(ABC):
         swaps = self.stage(root, backup)
         self.apply(swaps)
         assert self.state(root) == old
-        self.revert(swaps)
+        self.revert(root, swaps)
         assert self.state(root) is None
 
     def test_revert_gives_back_what_was_replaced(self, root: Path) -> None:
@@ -204,16 +250,16 @@ class SourceConformance(ABC):
         changed = self.state(root)
         swaps = self.stage(root, backup)
         self.apply(swaps)
-        self.revert(swaps)
+        self.revert(root, swaps)
         assert self.state(root) == changed
-        self.revert(swaps)
+        self.revert(root, swaps)
         assert self.state(root) == changed
 
     def test_revert_of_what_was_not_applied_changes_nothing(self, root: Path) -> None:
         swaps = self.stage(root, read_all(self.source(root, long_after)))
         self.change(root)
         changed = self.state(root)
-        self.revert(swaps)
+        self.revert(root, swaps)
         assert self.state(root) == changed
 
     def test_undo_gives_back_what_was_replaced_and_can_be_undone(self, root: Path) -> None:
@@ -225,8 +271,8 @@ class SourceConformance(ABC):
         self.apply(swaps)
         for expected in (changed, old, changed):
             for swap in swaps:
-                self.revive(swap).settle()
-            swaps = [self.revive(swap).reversed() for swap in reversed(swaps)]
+                self.revive(root, swap).settle()
+            swaps = [self.revive(root, swap).reversed() for swap in reversed(swaps)]
             self.apply(swaps)
             assert self.state(root) == expected
 
@@ -240,12 +286,12 @@ class SourceConformance(ABC):
         for swap in swaps:
             swap.settle()
         for _ in range(2):
-            undo = [self.revive(swap).reversed() for swap in reversed(swaps)]
+            undo = [self.revive(root, swap).reversed() for swap in reversed(swaps)]
             self.apply(undo)
             assert self.state(root) == changed
-            self.revert(undo)
+            self.revert(root, undo)
             assert self.state(root) == old
-        self.apply([self.revive(swap).reversed() for swap in reversed(swaps)])
+        self.apply([self.revive(root, swap).reversed() for swap in reversed(swaps)])
         assert self.state(root) == changed
 
     def test_nothing_is_left_once_all_is_discarded(self, root: Path) -> None:
@@ -256,43 +302,43 @@ class SourceConformance(ABC):
         self.apply(swaps)
         for _ in range(2):
             for swap in swaps:
-                self.revive(swap).settle()
+                self.revive(root, swap).settle()
         assert self.state(root) == old
         for _ in range(2):
             for swap in swaps:
-                self.revive(swap).discard()
+                self.revive(root, swap).discard()
         assert self.state(root) == old
-        assert not [path for path in listing(root) if ".holdfast-" in path]
+        assert self.left_over(root) == []
 
-    def stage(self, root: Path, backup: Backup) -> list[Swap]:
+    def stage(
+        self, root: Path, backup: Backup, staging: Places | None = None, *, cut_off: bool = False
+    ) -> list[Swap]:
         """Swaps ready to be applied."""
         contents = {entry.path: content for entry, content in backup}
         entries = (entry for entry, _ in backup)
-        return self.target(root).stage(entries, lambda entry: iter([contents[entry.path]]), place, ignore)
+
+        def read_back(entry: Entry) -> Iterator[bytes]:
+            content = contents[entry.path]
+            if cut_off:
+                yield content[: len(content) // 2]
+                raise CorruptBackup("it is cut off")
+            yield content
+
+        return self.target(root).stage(entries, read_back, staging or Places(), ignore)
 
     def apply(self, swaps: list[Swap]) -> None:
         """In order, as a transaction does it."""
         for swap in swaps:
             swap.apply()
 
-    def revert(self, swaps: list[Swap]) -> None:
+    def revert(self, root: Path, swaps: list[Swap]) -> None:
         """In the reverse order, knowing only the journal."""
         for swap in reversed(swaps):
-            self.revive(swap).revert()
+            self.revive(root, swap).revert()
 
-    def revive(self, swap: Swap) -> Swap:
+    def revive(self, root: Path, swap: Swap) -> Swap:
         """The swap as a process to come has it from the journal."""
-        kinds = {kind.kind: kind for kind in self.swaps}
-        revived: Swap = kinds[swap.kind].from_journal(json.loads(json.dumps(swap.to_journal())))
-        return revived
-
-
-def place(beside: Path) -> Path:
-    """A private place, as a transaction makes it."""
-    number = sum(name.startswith(".holdfast-") for name in os.listdir(beside))
-    path = beside / f".holdfast-0123456789abcdef-{number}"
-    path.mkdir(mode=0o700)
-    return path
+        return self.kinds(root)[swap.kind].from_journal(json.loads(json.dumps(swap.to_journal())))
 
 
 def drain(content: Content) -> bytes:

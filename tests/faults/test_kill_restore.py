@@ -75,7 +75,7 @@ class Service:
         }
         target = FilesTarget({root: self.root / name for root, name in names.items()})
         with Transaction.begin(self.state, KINDS, verb="restore", subject=text, clock=clock) as transaction:
-            swaps = target.stage(files.entries(), files.read, transaction.place, ignore)
+            swaps = target.stage(files.entries(), files.read, transaction, ignore)
             swaps.append(stage_whole(transaction.place(self.root / "volume"), volume))
             assert transaction.apply(swaps) == ()
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from itertools import count
 from pathlib import Path
 from typing import Any
 
+from conformance.places import Places
 from holdfast.events import Event, Warned
 from holdfast.sources._staging import FilesTarget
 from holdfast.transaction import Swap
@@ -21,16 +21,11 @@ class Target:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.events: list[Event] = []
-        self._numbers = count()
-
-    def place(self, beside: Path) -> Path:
-        path = beside / f".holdfast-0123456789abcdef-{next(self._numbers)}"
-        path.mkdir(mode=0o700)
-        return path
+        self.places = Places()
 
     def stage(self, backup: Backup, names: dict[str, str] | None = None, **settings: Any) -> list[Swap]:
         target = FilesTarget({root: self.root / name for root, name in (names or MODELS).items()}, **settings)
-        return target.stage(backup.entries(), backup.read, self.place, self.events.append)
+        return target.stage(backup.entries(), backup.read, self.places, self.events.append)
 
     def restore(self, backup: Backup, names: dict[str, str] | None = None, **settings: Any) -> None:
         for swap in self.stage(backup, names, **settings):

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from conformance.places import Places
 from holdfast.events import ignore
 from holdfast.model import Entry
 from holdfast.sources.sqlite import SqliteSwap, SqliteTarget
@@ -146,14 +147,6 @@ def wait_for_more(log: Path) -> None:
         time.sleep(0.005)
 
 
-def place(beside: Path) -> Path:
-    """A private place, as a transaction makes it."""
-    number = sum(name.startswith(PLACE) for name in os.listdir(beside))
-    path = beside / f"{PLACE}{number}"
-    path.mkdir(mode=0o700)
-    return path
-
-
 def stage(
     backup: Path, live: Path, *, timeout: float = 10.0, mode: int = 0o640, create_parents: bool = False
 ) -> SqliteSwap:
@@ -161,7 +154,7 @@ def stage(
     content = backup.read_bytes()
     entry = Entry("database/main.db", "file", size=len(content), mode=mode, uid=os.getuid(), gid=os.getgid())
     target = SqliteTarget(live, timeout=timeout, create_parents=create_parents)
-    (swap,) = target.stage(iter([entry]), lambda _: iter([content]), place, ignore)
+    (swap,) = target.stage(iter([entry]), lambda _: iter([content]), Places(), ignore)
     assert isinstance(swap, SqliteSwap)
     return swap
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 
@@ -14,12 +13,14 @@ from holdfast.events import ignore
 from holdfast.sources._staging import FilesTarget
 from holdfast.sources._swap import RenameSwap
 from holdfast.sources.files import FilesSource
+from holdfast.transaction import Kinds
 from sources.disk import look
 from sources.files_source import files_source
 
 
 class TestFiles(SourceConformance):
-    swaps: ClassVar[tuple[type[Any], ...]] = (RenameSwap,)
+    def kinds(self, root: Path) -> Kinds:
+        return {RenameSwap.kind: RenameSwap}
 
     def make(self, root: Path) -> None:
         models = root / "models"

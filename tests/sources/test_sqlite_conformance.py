@@ -3,18 +3,20 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any, ClassVar
 
 from conformance.source import SECRET, SourceConformance
 from holdfast.clock import Clock
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.sqlite import SqliteSource, SqliteSwap, SqliteTarget
+from holdfast.transaction import Kinds
 from sources.sqlite_files import dump, make
 
 
 class TestRollbackMode(SourceConformance):
-    swaps: ClassVar[tuple[type[Any], ...]] = (SqliteSwap,)
     wal = False
+
+    def kinds(self, root: Path) -> Kinds:
+        return {SqliteSwap.kind: SqliteSwap}
 
     def make(self, root: Path) -> None:
         make(root / "data.db", wal=self.wal)

@@ -411,7 +411,7 @@ def test_within_a_transaction(tmp_path: Path, wal: bool) -> None:
     target = SqliteTarget(live, timeout=5, create_parents=False)
     entry = Entry("database/main.db", "file", size=backup.stat().st_size, mode=0o600)
     with Transaction.begin(state, kinds, verb="restore", subject="full", clock=clock) as transaction:
-        swaps = target.stage(iter([entry]), lambda _: iter([backup.read_bytes()]), transaction.place, ignore)
+        swaps = target.stage(iter([entry]), lambda _: iter([backup.read_bytes()]), transaction, ignore)
         assert dump(live) == old
         assert transaction.apply(swaps) == ()
     assert dump(live) == new

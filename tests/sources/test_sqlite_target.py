@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from conformance.places import Places
 from holdfast.errors import CorruptBackup, HoldfastError, RestoreError
 from holdfast.events import ignore
 from holdfast.model import Entry
 from holdfast.sources.sqlite import SqliteTarget
-from sources.sqlite_files import dump, make, names, place, stage
+from sources.sqlite_files import dump, make, names, stage
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_what_is_not_one_sound_database_is_refused(
     entry = Entry("database/main.db", "file", size=declared)
     target = SqliteTarget(live, timeout=1, create_parents=False)
     with pytest.raises(CorruptBackup, match=r"database/main\.db"):
-        target.stage(iter([entry]), lambda _: iter([content]), place, ignore)
+        target.stage(iter([entry]), lambda _: iter([content]), Places(), ignore)
     assert dump(live) == before
 
 
@@ -61,7 +62,7 @@ def test_other_than_one_file_is_refused(tmp_path: Path, kinds: list[str]) -> Non
     target = SqliteTarget(make(tmp_path / "live.db"), timeout=1, create_parents=False)
     entries = [Entry(f"database/{number}.db", kind) for number, kind in enumerate(kinds)]  # type: ignore[arg-type]
     with pytest.raises(CorruptBackup):
-        target.stage(iter(entries), lambda _: iter([]), place, ignore)
+        target.stage(iter(entries), lambda _: iter([]), Places(), ignore)
     assert names(tmp_path) == ["live.db"]
 
 
@@ -99,7 +100,7 @@ def test_owner_is_given_back_where_the_file_is_new(tmp_path: Path) -> None:
     content = backup.read_bytes()
     entry = Entry("database/main.db", "file", size=len(content), mode=0o4640, uid=12345, gid=54321)
     target = SqliteTarget(tmp_path / "live.db", timeout=1, create_parents=False)
-    (swap,) = target.stage(iter([entry]), lambda _: iter([content]), place, ignore)
+    (swap,) = target.stage(iter([entry]), lambda _: iter([content]), Places(), ignore)
     swap.apply()
     status = (tmp_path / "live.db").stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (12345, 54321, 0o640)

@@ -104,7 +104,7 @@ def test_a_tree_may_be_deeper_than_any_path_with_few_descriptors(target: Target)
         yield b"deep"
 
     models = FilesTarget({"files/models": target.root / "models"})
-    (swap,) = models.stage(iter(entries), read, target.place, ignore)
+    (swap,) = models.stage(iter(entries), read, target.places, ignore)
     swap.apply()
     assert (target.root / "models" / "z").read_bytes() == b"deep"
     assert (target.root / "models" / "z").stat().st_nlink == 2
@@ -318,4 +318,4 @@ def test_an_error_of_the_backup_passes_through(target: Target) -> None:
 
     entries = iter([directory("files/models"), file("files/models/a", 1)])
     with pytest.raises(CorruptBackup, match="not what was stored"):
-        FilesTarget({"files/models": target.root / "models"}).stage(entries, read, target.place, ignore)
+        FilesTarget({"files/models": target.root / "models"}).stage(entries, read, target.places, ignore)

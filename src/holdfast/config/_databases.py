@@ -23,6 +23,7 @@ MAIN = "main"
 _SUFFIXES = (".db", ".sqlite3", ".sqlite")
 _TRUE = ("true", "yes", "on", "y", "t", "1")
 """What SQLAlchemy takes for true."""
+_OTHER_NAMES = {"postgres": "postgresql", "rediss": "redis", "unix": "redis"}
 _EXAMPLE = "A URL reads dialect://…; for SQLite sqlite:///relative.db or sqlite:////absolute.db."
 
 
@@ -38,8 +39,20 @@ class DatabaseSpec:
 
     @property
     def dialect(self) -> str:
-        """``sqlite``, ``postgresql``…: what comes before a driver."""
-        return "sqlite" if self.url is None else self.url.get_backend_name()
+        """``sqlite``, ``postgresql``…: what comes before a driver, by its usual name."""
+        name = "sqlite" if self.url is None else self.url.get_backend_name()
+        return _OTHER_NAMES.get(name, name)
+
+    @property
+    def server_url(self) -> URL:
+        """The URL of a database on a server, without a driver. Raises ConfigError when it names no database."""
+        assert self.url is not None
+        if not self.url.database and self.dialect != "redis":
+            raise ConfigError(
+                f"the URL of database {self.name} names no database",
+                hint=f"It reads {self.dialect}://user:password@host/database.",
+            )
+        return self.url.set(drivername=self.url.get_backend_name())
 
     def sqlite_path(self, root: Path) -> Path:
         """The absolute path of a SQLite database; a relative one is relative to `root`.
@@ -52,10 +65,7 @@ class DatabaseSpec:
             assert self.file is not None
             return self.file
         if self.dialect != "sqlite":
-            raise ConfigError(
-                f"database {self.name} is {self.dialect}, and this version backs up SQLite only",
-                hint="Back up the components without it: --component models --component config.",
-            )
+            raise ConfigError(f"database {self.name} is {self.dialect}, and no file")
         host = self.url.host or self.url.username
         path = self.url.database or ""
         query = self.url.query

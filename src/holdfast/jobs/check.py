@@ -5,26 +5,13 @@ from __future__ import annotations
 import io
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 from holdfast.crypto import OpeningReader, SealingWriter, fingerprint
-from holdfast.durable import free_bytes, temp_directory
-from holdfast.errors import HoldfastError, KeyWrong, SourceMissing
-from holdfast.events import ignore
+from holdfast.durable import free_bytes
+from holdfast.errors import HoldfastError, KeyWrong
 from holdfast.installation import Installation
-from holdfast.model import COMPONENTS, Component
-
-State = Literal["ok", "warning", "FAILED"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    subject: str
-    state: State
-    detail: str
+from holdfast.model import COMPONENTS, Component, Finding
 
 
 def check(installation: Installation) -> list[Finding]:
@@ -113,26 +100,9 @@ def _component(installation: Installation, component: Component, *, wanted: bool
     if not sources:
         yield Finding(component, "ok", "none found")
     for source in sources:
-        size = entries = 0
-        for item in source.scan(ignore):
-            entries += 1
-            size += item.entry.size if item.entry.kind == "file" else 0
-            if component == "database":
-                _, content = item.open()
-                if content is not None and content.stream is not None:
-                    content.stream.close()
-        if not entries:
-            raise SourceMissing(f"{component} {source.name} is empty")
-        detail = f"{entries:,} entries, {size / 1e6:,.1f} MB" + (
-            "" if wanted else ", not in a backup by default"
-        )
-        room = free_bytes(temp_directory())
-        if component == "database" and room < size:
-            yield Finding(
-                f"{component} {source.name}", "FAILED", f"{temp_directory()} has no room for its snapshot"
-            )
-        else:
-            yield Finding(f"{component} {source.name}", "ok", detail)
+        for finding in source.check():
+            told = finding.detail + ("" if wanted else ", not in a backup by default")
+            yield replace(finding, detail=told)
 
 
 def _backups(installation: Installation) -> Iterator[Finding]:

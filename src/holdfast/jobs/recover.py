@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.events import Emit, Noted, Warned
-from holdfast.installation import SWAPS, Installation
+from holdfast.installation import Installation
 from holdfast.transaction import recover as recover_transaction
 
 
@@ -12,7 +12,7 @@ def recover(installation: Installation, emit: Emit) -> bool:
     service = installation.state.service
     if not service.exists():
         return False
-    recovery = recover_transaction(service, SWAPS, installation.clock())
+    recovery = recover_transaction(service, installation.swaps, installation.clock())
     if recovery is None:
         return False
     if recovery.message:

@@ -15,7 +15,7 @@ from holdfast.errors import (
     UsageError,
 )
 from holdfast.events import Emit, Noted, RunFinished, RunStarted, StageStarted, Warned
-from holdfast.installation import SWAPS, Installation
+from holdfast.installation import Installation
 from holdfast.jobs._locate import locate
 from holdfast.jobs._progress import Progress
 from holdfast.jobs._restore_log import RestoreLog, restore_log
@@ -120,7 +120,7 @@ class _Work:
 
     def swap(self, installation: Installation, metadata: BackupMetadata, *, create_db: bool) -> None:
         targets = [
-            (record, installation.target(record, create_parents=create_db)) for record in self._records
+            (record, installation.target(record, create_database=create_db)) for record in self._records
         ]
         needs: dict[Path, int] = {}
         for record, place in targets:
@@ -130,14 +130,16 @@ class _Work:
         state = installation.state
         state.make()
         with Transaction.begin(
-            state.service, SWAPS, verb="restore", subject=metadata.backup_id, clock=installation.clock
+            state.service,
+            installation.swaps,
+            verb="restore",
+            subject=metadata.backup_id,
+            clock=installation.clock,
         ) as transaction:
             swaps = []
             for record, place in targets:
                 self._log.emit(StageStarted("stage", f"{record.component} {record.name}", record.bytes))
-                swaps += place.stage(
-                    self._read_entries(record), self._read, transaction.place, self._log.emit
-                )
+                swaps += place.stage(self._read_entries(record), self._read, transaction, self._log.emit)
                 self._progress.flush()
             self._log.emit(StageStarted("swap", metadata.backup_id))
             for warning in transaction.apply(swaps):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from holdfast.clock import timestamp
 from holdfast.errors import ConfirmationRequired
 from holdfast.events import Emit, Noted, Warned
-from holdfast.installation import SWAPS, Installation
+from holdfast.installation import Installation
 from holdfast.jobs._trust import Confirm
 from holdfast.transaction import Kept, discard, kept
 from holdfast.transaction import undo as undo_transaction
@@ -29,7 +29,7 @@ def undo(installation: Installation, emit: Emit, *, confirm: Confirm) -> Kept:
             f"undoing the restore of {known.subject} replaces the data of now",
             hint="Add --confirm. What it replaces is kept in turn.",
         )
-    undone = undo_transaction(state.service, SWAPS, installation.clock)
+    undone = undo_transaction(state.service, installation.swaps, installation.clock)
     if undone.verb == "undo":
         emit(Noted(f"the undo is undone: the data is again as {undone.subject} has it"))
     else:
@@ -47,7 +47,7 @@ def undo(installation: Installation, emit: Emit, *, confirm: Confirm) -> Kept:
 
 def discard_kept(installation: Installation, emit: Emit) -> None:
     """Frees what is kept for `undo`. Raises NothingToUndo."""
-    told = discard(installation.state.service, SWAPS)
+    told = discard(installation.state.service, installation.swaps)
     for warning in told.warnings:
         emit(Warned(warning))
     emit(Noted("the state before the last restore is gone for good"))

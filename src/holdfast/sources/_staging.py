@@ -17,7 +17,7 @@ from holdfast.sources._mounts import is_mount_point, mount_points
 from holdfast.sources._roots import below
 from holdfast.sources._swap import STAGED, RenameSwap
 from holdfast.sources._writer import Spot, sync_file_system, write_tree
-from holdfast.sources.base import PrivatePlace, Read
+from holdfast.sources.base import Read, Staging
 from holdfast.transaction import Swap, open_place, restoring
 
 _ELSEWHERE = "Or restore elsewhere with --target DIR."
@@ -42,15 +42,15 @@ class FilesTarget:
         file_systems = {_file_system(os.path.realpath(path)) for path in self._targets.values()}
         return dict.fromkeys(file_systems, total_bytes) if len(file_systems) == 1 else {}
 
-    def stage(self, entries: Iterator[Entry], read: Read, place: PrivatePlace, emit: Emit) -> list[Swap]:
+    def stage(self, entries: Iterator[Entry], read: Read, staging: Staging, emit: Emit) -> list[Swap]:
         """See `Restorable.stage`. A root without an entry is left alone.
 
         Raises HostileBackup, CorruptBackup, NoSpace, and RestoreError where a target cannot be replaced.
         """
         with ExitStack() as stack:
-            staging = _Staging(self._targets, self._never, place, stack)
-            write_tree(entries, read, self._targets, staging.locate, emit)
-            return staging.swaps()
+            stage = _Stage(self._targets, self._never, staging, stack)
+            write_tree(entries, read, self._targets, stage.locate, emit)
+            return stage.swaps()
 
     def write(self, entries: Iterator[Entry], read: Read, emit: Emit, *, within: Path) -> None:
         """Writes everything straight to the targets, where nothing may be yet: a restore to elsewhere.
@@ -89,9 +89,9 @@ def make_empty_directory(directory: Path) -> None:
 class _Ground:
     """A directory in which roots go live, and its private place."""
 
-    def __init__(self, live: Path, place: PrivatePlace, stack: ExitStack, *, whole: bool) -> None:
+    def __init__(self, live: Path, staging: Staging, stack: ExitStack, *, whole: bool) -> None:
         """`whole`: all that is in it is replaced, because it cannot be renamed itself."""
-        self.place = place(live)
+        self.place = staging.place(live)
         self.whole = whole
         self.names: dict[str, None] = {}
         self._live = _opened(live, stack)
@@ -123,15 +123,15 @@ class _Ground:
             os.close(staged)
 
 
-class _Staging:
+class _Stage:
     """One call of `FilesTarget.stage`."""
 
     def __init__(
-        self, targets: Mapping[str, Path], never: Collection[Path], place: PrivatePlace, stack: ExitStack
+        self, targets: Mapping[str, Path], never: Collection[Path], staging: Staging, stack: ExitStack
     ) -> None:
         self._targets = targets
         self._never = [os.path.realpath(path) for path in never if os.path.lexists(path)]
-        self._place = place
+        self._staging = staging
         self._stack = stack
         self._mounts = mount_points()
         self._taken: set[str] = set()
@@ -198,7 +198,7 @@ class _Staging:
     def _ground(self, live: str, *, whole: bool) -> _Ground:
         if live not in self._grounds:
             with restoring(f"cannot write to {shown(live)}"):
-                self._grounds[live] = _Ground(Path(live), self._place, self._stack, whole=whole)
+                self._grounds[live] = _Ground(Path(live), self._staging, self._stack, whole=whole)
         return self._grounds[live]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from holdfast.events import Emit
-from holdfast.model import Component, Entry, SourceRecord
+from holdfast.model import Component, Entry, Finding, SourceRecord
 from holdfast.transaction import Swap
 
 Pieces = Generator["bytes | memoryview", None, None]
@@ -73,6 +73,10 @@ class Source(Protocol):
         """What the backup remembers of this source. Called after `scan` has ended."""
         ...
 
+    def check(self) -> Iterator[Finding]:
+        """Looks at all that a backup of it and a restore to it need, and changes nothing. Raises SourceError."""
+        ...
+
     def scan(self, emit: Emit) -> Iterator[Item]:
         """Everything in it, ordered by `order_key`. Raises SourceMissing when the source is not there.
 
@@ -86,9 +90,25 @@ Read = Callable[[Entry], Iterator["bytes | memoryview"]]
 the manifest says."""
 
 
-PrivatePlace = Callable[[Path], Path]
-"""Given the existing directory that a target lies in, makes a private directory (0700) there, on the same file
-system, that a crashed restore is sure to clean up, and returns it."""
+class Staging(Protocol):
+    """Where a restore puts what is not live yet, so that a crashed one is sure to be cleaned up."""
+
+    @property
+    def run(self) -> str:
+        """16 hex digits that no other restore has: for the names of scratch databases."""
+        ...
+
+    def place(self, beside: Path) -> Path:
+        """Makes a private directory (0700) in the existing directory `beside`, on the same file system."""
+        ...
+
+    def register(self, swap: Swap) -> None:
+        """Notes a swap in the journal before what it stages is made: a database on a server, say.
+
+        When the restore fails before it is applied, or crashes, `revert` and `discard` are called on it. It may be
+        noted again, when there is more to know; what is applied in the end is what `stage` returns.
+        """
+        ...
 
 
 class Restorable(Protocol):
@@ -99,6 +119,6 @@ class Restorable(Protocol):
         system, and bytes."""
         ...
 
-    def stage(self, entries: Iterator[Entry], read: Read, place: PrivatePlace, emit: Emit) -> list[Swap]:
-        """Fills private places beside the targets and checks them. Touches nothing that is live."""
+    def stage(self, entries: Iterator[Entry], read: Read, staging: Staging, emit: Emit) -> list[Swap]:
+        """Fills private places beside the targets, or scratch databases, and checks them. Touches nothing live."""
         ...

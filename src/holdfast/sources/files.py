@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from holdfast.clock import Clock
 from holdfast.errors import SourceMissing
-from holdfast.events import Emit
-from holdfast.model import Component, SourceRecord
+from holdfast.events import Emit, ignore
+from holdfast.model import Component, Finding, SourceRecord
 from holdfast.sources._content import FileItem, Reader
 from holdfast.sources._directories import shown
 from holdfast.sources._excludes import Excludes
@@ -74,6 +74,15 @@ class FilesSource:
     def record(self) -> SourceRecord:
         """The roots are those that the last scan found."""
         return SourceRecord(self.component, self.name, "files", roots=tuple(self._found))
+
+    def check(self) -> Iterator[Finding]:
+        """See `Source.check`. Lists everything."""
+        subject = self.component if self.name == self.component else f"{self.component} {self.name}"
+        size = entries = 0
+        for item in self.scan(ignore):
+            entries += 1
+            size += item.entry.size if item.entry.kind == "file" else 0
+        yield Finding(subject, "ok", f"{entries:,} entries, {size / 1e6:,.1f} MB")
 
     def scan(self, emit: Emit) -> Iterator[FileItem]:
         """See `Source.scan`. Raises SourceUnreadable for a directory that may not be listed, SourceChanged for

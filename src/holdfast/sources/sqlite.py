@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from holdfast.clock import Clock
-from holdfast.durable import sync_directory
+from holdfast.durable import free_bytes, sync_directory, temp_directory
 from holdfast.errors import CorruptBackup, DatabaseError, RestoreError, SourceMissing
 from holdfast.events import Emit
-from holdfast.model import Component, Entry, SourceRecord
+from holdfast.model import Component, Entry, Finding, SourceRecord
 from holdfast.sources._content import RACY_NS
 from holdfast.sources._databases import LOGS, MAGIC
 from holdfast.sources._directories import shown
 from holdfast.sources._snapshot import DOING, Facts, Snapshot, take_snapshot
 from holdfast.sources._sqlite_connection import connect, find_damage
 from holdfast.sources._sqlite_swap import SqliteSwap
-from holdfast.sources.base import Content, Method, PrivatePlace, Read
+from holdfast.sources.base import Content, Method, Read, Staging
 from holdfast.transaction import Swap, restoring
 
 __all__ = ["SqliteSource", "SqliteSwap", "SqliteTarget"]
@@ -60,6 +60,18 @@ class SqliteSource:
             "rows": facts.rows,
         }  # fmt: skip
         return SourceRecord(self.component, self.name, "sqlite", roots=(root,), moment=moment)
+
+    def check(self) -> Iterator[Finding]:
+        """See `Source.check`. Makes a snapshot, and throws it away."""
+        subject = f"{self.component} {self.name}"
+        entry, content = self._open()
+        assert content.stream is not None
+        content.stream.close()
+        room = free_bytes(temp_directory())
+        if room < entry.size:
+            yield Finding(subject, "FAILED", f"{temp_directory()} has no room for its snapshot")
+        else:
+            yield Finding(subject, "ok", f"SQLite {sqlite3.sqlite_version}, {entry.size / 1e6:,.1f} MB")
 
     def scan(self, emit: Emit) -> Iterator[SqliteItem]:
         """See `Source.scan`. Also raises DatabaseError for what is not a file. Opens nothing."""
@@ -164,7 +176,7 @@ class SqliteTarget:
             directory = directory.parent
         return {directory: total_bytes + live + max(total_bytes, live) + max(0, total_bytes - live)}
 
-    def stage(self, entries: Iterator[Entry], read: Read, place: PrivatePlace, emit: Emit) -> list[Swap]:
+    def stage(self, entries: Iterator[Entry], read: Read, staging: Staging, emit: Emit) -> list[Swap]:
         """See `Restorable.stage`. Raises CorruptBackup when what the backup has is not one sound database,
         RestoreError when there is no directory to put it in or it cannot be written to, NoSpace."""
         entry = next(entries, None)
@@ -172,7 +184,7 @@ class SqliteTarget:
             raise CorruptBackup("a SQLite database in a backup is one file, and here it is not")
         with restoring(f"cannot stage a restore of {shown(str(self._live))}"):
             directory = self._directory()
-            private = place(directory)
+            private = staging.place(directory)
             staged = private / "0" / "copy.db"
             staged.parent.mkdir(mode=0o700)
             _write(staged, entry, read)

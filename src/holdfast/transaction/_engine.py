@@ -59,7 +59,7 @@ class Transaction:
     ::
 
         with Transaction.begin(state_dir, kinds, verb="restore", subject=backup_id, clock=clock) as transaction:
-            swaps = target.stage(entries, read, transaction.place, emit)
+            swaps = target.stage(entries, read, transaction, emit)
             transaction.apply(swaps)
 
     Leaving the block uncommitted, by an error, an interrupt, or without `apply`, takes everything back.
@@ -70,6 +70,11 @@ class Transaction:
         self._kinds = kinds
         self._record = record
         self._clock = clock
+
+    @property
+    def run(self) -> str:
+        """16 hex digits that no other restore has."""
+        return self._record.run
 
     @classmethod
     @contextmanager
@@ -90,7 +95,7 @@ class Transaction:
                 yield cls(journal, kinds, record, clock)
 
     def place(self, beside: Path) -> Path:
-        """Makes a private directory (0700) in the directory `beside`; see `holdfast.sources.base.PrivatePlace`.
+        """Makes a private directory (0700) in the directory `beside`; see `holdfast.sources.base.Staging`.
 
         Raises RestoreError, NoSpace.
         """
@@ -102,6 +107,12 @@ class Transaction:
             path.mkdir(mode=0o700)
         return path
 
+    def register(self, swap: Swap) -> None:
+        """Notes a swap before what it stages is made; see `holdfast.sources.base.Staging`. Raises StorageError."""
+        self._check_known([swap])
+        self._record.swaps.append(_described(swap))
+        self._journal.write()
+
     def apply(self, swaps: Sequence[Swap]) -> tuple[str, ...]:
         """Replaces what is live by what is staged, and commits. Once only.
 
@@ -109,9 +120,8 @@ class Transaction:
         swaps raise, and StorageError; then nothing is replaced once the block is left.
         """
         journal, record = self._journal, self._record
-        if unknown := {swap.kind for swap in swaps} - set(self._kinds):
-            raise ValueError(f"{', '.join(unknown)}: no `recover` would know how to take that back")
-        record.swaps = [{"kind": swap.kind, "state": swap.to_journal()} for swap in swaps]
+        self._check_known(swaps)
+        record.swaps = [_described(swap) for swap in swaps]
         record.phase = Phase.APPLYING
         journal.write()
         for swap in swaps:
@@ -126,6 +136,10 @@ class Transaction:
         except (KeyboardInterrupt, Interrupted):
             # It must not be told as a failed restore, after which the data is as before.
             return (f"the {_name(record)} is done; the next command goes on with cleaning up after it",)
+
+    def _check_known(self, swaps: Sequence[Swap]) -> None:
+        if unknown := {swap.kind for swap in swaps} - set(self._kinds):
+            raise ValueError(f"{', '.join(unknown)}: no `recover` would know how to take that back")
 
 
 def recover(state_dir: Path, kinds: Kinds, now: datetime) -> Recovery | None:
@@ -215,7 +229,8 @@ def _resolve(journal: Journal, kinds: Kinds) -> Recovery:
     left_over = journal.in_phase(Phase.DISCARDING)
     for record in journal.in_phase(Phase.STAGING, Phase.APPLYING):
         messages.append(f"The {_name(record)} was cut short {_CUT_SHORT[record.phase]}.")
-        _revert(_revive(journal, record, kinds))
+        if record.phase is Phase.APPLYING:
+            _revert(_revive(journal, record, kinds))
         journal.release(record)
         # Where nothing was applied, this need not be durable before the deletion begins; on a disk that the
         # staging has filled, it could not be.
@@ -305,6 +320,10 @@ def _kept_record(journal: Journal) -> Record:
 
 def _kept(record: Record) -> Kept:
     return Kept(record.verb, record.subject, parse_timestamp(record.moment))
+
+
+def _described(swap: Swap) -> dict[str, Any]:
+    return {"kind": swap.kind, "state": swap.to_journal()}
 
 
 def _name(record: Record) -> str:
