@@ -170,8 +170,13 @@ class BackupMetadata:
     host: str = ""
     tool: str = ""
     tags: tuple[str, ...] = ()
+    schedule_id: str | None = None
+    """The schedule that made it; None for what was made by hand."""
     pinned: bool = False
     warnings: int = 0
+    coherent: bool | None = None
+    """Whether the models stayed as they were from the start of the first dump until the last of them was read; None
+    where it does not hold both."""
     manifest: ManifestLocation | None = None
     signature: Signature | None = None
     error_message: str | None = None
@@ -253,8 +258,11 @@ def _check(metadata: BackupMetadata) -> None:
     seconds = metadata.duration_seconds
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e12:
         raise ValueError("the duration is no sensible number")
-    if metadata.error_message is not None:
-        _of(str, metadata.error_message)
+    for optional in (metadata.error_message, metadata.schedule_id):
+        if optional is not None:
+            _of(str, optional)
+    if metadata.coherent is not None:
+        _of(bool, metadata.coherent)
     if not is_backup_id(_of(str, metadata.backup_id)):
         raise ValueError(f"{metadata.backup_id!r} is not a backup id")
     if metadata.type != type_of_id(metadata.backup_id):

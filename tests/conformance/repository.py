@@ -139,6 +139,20 @@ class RepositorySuite:
         assert_holds(ground.repository(), metadata, trees)
         ground.repository().verify(metadata, deep=True, progress=ignore_progress)
 
+    def test_a_dump_of_unknown_size_costs_an_incremental_what_changed_in_it(self, ground: Ground) -> None:
+        content = noise(4_000_000, 1)
+        changed = content[:2_000_000] + b"changed rows" + content[2_040_000:]
+        full = store(
+            ground.repository(),
+            {("database", "main"): tree(file("database/main.dump", content, sized=False))},
+        )
+        ground.clock.forward()
+        trees: Trees = {("database", "main"): tree(file("database/main.dump", changed, sized=False))}
+        incremental = store(ground.repository(), trees, parent=full)
+        assert incremental.size_bytes < 800_000
+        assert_holds(ground.repository(), incremental, trees)
+        ground.repository().verify(incremental, deep=True, progress=ignore_progress)
+
     def test_entries_can_be_read_in_any_order_and_more_than_once(self, ground: Ground) -> None:
         metadata = store(ground.repository(), EVERYTHING)
         with ground.repository().open(metadata) as stored:

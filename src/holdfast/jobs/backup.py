@@ -24,6 +24,7 @@ from holdfast.events import (
 )
 from holdfast.installation import Installation
 from holdfast.jobs._hooks import hooks
+from holdfast.jobs._model_watch import ModelWatch
 from holdfast.jobs._progress import Progress
 from holdfast.model import (
     COMPONENTS,
@@ -34,7 +35,7 @@ from holdfast.model import (
     is_unchanged,
     parse_components,
 )
-from holdfast.repository.base import Run, RunPlan
+from holdfast.repository.base import Run, RunAbandoned, RunPlan
 from holdfast.sources.base import Item, Pieces, Source
 
 _TRIES = 3
@@ -49,43 +50,59 @@ def backup(
     incremental: bool = False,
     since: str | None = None,
     rehash: bool = False,
+    schedule_id: str | None = None,
 ) -> Report:
     """Makes a full backup of `components`, by default of what the settings include; or an incremental one since the
     last good full backup, or since another.
 
-    `rehash` reads also what looks unchanged. Raises HoldfastError of every kind: what is raised was recorded in
-    the history, and has left no archive.
+    `rehash` reads also what looks unchanged. `schedule_id`: the schedule that has it made. Raises HoldfastError of
+    every kind: what is raised was recorded in the history, and has left no archive.
     """
     started = time.monotonic()
     tally = _Tally(emit)
     settings = installation.settings
+    order = _Order(components, incremental or since is not None, since, rehash, schedule_id, started)
     try:
         settings.check_paths()
         with hooks(settings.hooks_before, settings.hooks_after, settings.root):
-            metadata = _backup(
-                installation, tally, components, incremental or since is not None, since, rehash, started
-            )
+            metadata = _backup(installation, tally, order)
     except BaseException as error:
-        _record(installation, "failed", started, incremental, error=error, backup_id=tally.backup_id)
+        _record(installation, "failed", order, error=error, backup_id=tally.backup_id)
         emit(RunFailed("backup", tally.backup_id, str(error)))
         raise
-    _record(installation, "success", started, incremental, metadata=metadata)
+    _record(installation, "success", order, metadata=metadata)
     emit(RunFinished("backup", metadata.backup_id))
     return Report(metadata, tuple(tally.warnings), tally.bytes_read, tally.skipped, tuple(tally.notes))
 
 
-def _backup(
-    installation: Installation,
-    tally: _Tally,
-    components: Sequence[str] | None,
-    incremental: bool,
-    since: str | None,
-    rehash: bool,
-    started: float,
-) -> BackupMetadata:
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What was asked for."""
+
+    components: Sequence[str] | None
+    incremental: bool
+    since: str | None
+    rehash: bool
+    schedule_id: str | None
+    started: float
+    """By `time.monotonic`."""
+
+
+def _backup(installation: Installation, tally: _Tally, order: _Order) -> BackupMetadata:
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return _take(installation, tally, order, settle=attempt == _TRIES)
+        except RunAbandoned:
+            tally.start_anew()
+            tally(Noted("models changed after the databases were read: databases and models are read again"))
+    raise AssertionError("unreachable")
+
+
+def _take(installation: Installation, tally: _Tally, order: _Order, *, settle: bool) -> BackupMetadata:
+    """One run. Raises RunAbandoned when databases and models are not of one moment, unless it is to `settle`."""
     repository = installation.repository
-    parent = _parent(installation, since) if incremental else None
-    wanted = parse_components(list(components)) if components is not None else None
+    parent = _parent(installation, order.since) if order.incremental else None
+    wanted = parse_components(list(order.components)) if order.components is not None else None
     selected = wanted or _selected_by_default(installation, parent)
     required = set(wanted or (parent.components if parent else ()))
     scans = _begin_scans(installation, selected, required, tally)
@@ -96,6 +113,7 @@ def _backup(
         components=present,
         parent=parent,
         tags=installation.settings.tags,
+        schedule_id=order.schedule_id,
         max_bytes=installation.settings.max_bytes,
     )
     with repository.begin(plan) as run:
@@ -104,10 +122,25 @@ def _backup(
         told = len(run.warnings)
         for warning in run.warnings:
             tally(Warned(warning))
+        watch = ModelWatch([scan.source for scan in scans])
         for scan in scans:
-            _store(scan, run, tally, rehash=rehash)
+            watch.before(scan.source)
+            _store(scan, run, tally, rehash=order.rehash)
+            watch.after(scan.source)
+            if watch.coherent is False and not settle:
+                raise RunAbandoned
+        if watch.coherent is False:
+            tally(
+                Warned(
+                    f"models kept changing: they may not belong to the rows in the databases, after {_TRIES} tries"
+                )
+            )
         tally(StageStarted("seal", run.backup_id))
-        metadata = run.commit(warnings=tally.count, duration_seconds=time.monotonic() - started)
+        metadata = run.commit(
+            warnings=tally.count,
+            duration_seconds=time.monotonic() - order.started,
+            coherent=watch.coherent,
+        )
         for warning in run.warnings[told:]:
             tally(Warned(warning))
         return metadata
@@ -248,6 +281,12 @@ class _Tally:
     bytes_read: int = 0
     skipped: int = 0
 
+    def start_anew(self) -> None:
+        """Forgets what the report would tell of a run that is taken back."""
+        self.count = self.bytes_read = self.skipped = 0
+        self.warnings.clear()
+        self.notes.clear()
+
     def __call__(self, event: Event) -> None:
         if isinstance(event, Warned):
             self.count += 1
@@ -262,8 +301,7 @@ class _Tally:
 def _record(
     installation: Installation,
     status: str,
-    started: float,
-    incremental: bool,
+    order: _Order,
     *,
     metadata: BackupMetadata | None = None,
     error: BaseException | None = None,
@@ -273,10 +311,12 @@ def _record(
         "time": timestamp(installation.clock()),
         "verb": "backup",
         "backup_id": metadata.backup_id if metadata else backup_id,
-        "type": metadata.type if metadata else ("incremental" if incremental else "full"),
+        "type": metadata.type if metadata else ("incremental" if order.incremental else "full"),
         "status": status,
-        "duration_seconds": round(time.monotonic() - started, 3),
+        "duration_seconds": round(time.monotonic() - order.started, 3),
     }
+    if order.schedule_id is not None:
+        record["schedule_id"] = order.schedule_id
     if metadata is not None:
         record |= {
             "size_bytes": metadata.size_bytes,

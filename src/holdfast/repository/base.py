@@ -23,6 +23,7 @@ class RunPlan:
     components: tuple[Component, ...]
     parent: BackupMetadata | None
     tags: tuple[str, ...] = ()
+    schedule_id: str | None = None
     max_bytes: int | None = None
     """The run ends with SizeLimitExceeded before it stores more than this."""
 
@@ -52,8 +53,13 @@ class Known(Protocol):
 K = TypeVar("K", bound=Known)
 
 
+class RunAbandoned(Exception):
+    """Raised by whoever makes a backup, to take the run back and leave no trace of it: another one follows."""
+
+
 class Run(Protocol[K]):
-    """One backup being made. Leaving the context without `commit` takes everything back.
+    """One backup being made. Leaving the context without `commit` takes everything back. That is recorded as a
+    failed run, unless RunAbandoned ends it.
 
     Sources come in the order of `SourceRecord.key`. For each: `begin_source`; then every entry in order, through
     `known` and one of `keep` and `add`; then `end_source`.
@@ -86,8 +92,11 @@ class Run(Protocol[K]):
 
     def end_source(self, record: SourceRecord) -> None: ...
 
-    def commit(self, *, warnings: int, duration_seconds: float) -> BackupMetadata:
-        """Makes the backup durable and visible. Raises StorageError when what was stored does not read back."""
+    def commit(
+        self, *, warnings: int, duration_seconds: float, coherent: bool | None = None
+    ) -> BackupMetadata:
+        """Makes the backup durable and visible. `coherent`: see `BackupMetadata`. A source without a moment was not
+        read, and has the parent's. Raises StorageError when what was stored does not read back."""
         ...
 
 

@@ -183,7 +183,7 @@ def test_header_source_and_end_come_back_from_their_lines() -> None:
     assert manifest.header_line(header) == GOOD["header"]
     assert manifest.source_of(GOOD["source"]) == (("models", "models"), True)
     record = SourceRecord("models", "models", "files", ("files/models",), {"rows": {"a": 1}}, 2, 3)
-    assert manifest.parse_end(GOOD["end"]) == (2, 3, [record])
+    assert manifest.parse_end(GOOD["end"]) == (2, 3, [record], None)
     assert manifest.source_of(GOOD["entry"]) is None
     assert manifest.parse_blocks(GOOD["entry"]) is None
 

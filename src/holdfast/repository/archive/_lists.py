@@ -95,6 +95,7 @@ def rebuild(state: LocalState, stored: StoredArchive) -> None:
                         offset += len(chunk)
                     spool.write(manifest.entry_line(entry, None, parts.finish()))
                     spool.writelines(parts.drain())
+        spool.write(manifest.end_line(metadata.entries, metadata.source_bytes, stored.sources()))
         spool.seek(0)
         state.make()
         save(state, metadata, iter(lambda: spool.read(1 << 20), b""))

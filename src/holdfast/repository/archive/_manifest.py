@@ -65,6 +65,18 @@ class Header:
     parent_manifest: str | None = None
     """SHA-256 of the parent's manifest: a signature covers the whole chain."""
     tags: tuple[str, ...] = ()
+    schedule_id: str | None = None
+
+
+class End(NamedTuple):
+    """The last line."""
+
+    entries: int
+    bytes: int
+    """Of content."""
+    sources: list[SourceRecord]
+    coherent: bool | None
+    """See `BackupMetadata`."""
 
 
 class Row(NamedTuple):
@@ -147,10 +159,11 @@ def blocks_lines(blocks: Iterable[tuple[int, int]]) -> Iterator[bytes]:
         yield _line({"blocks": batch})
 
 
-def end_line(entries: int, size: int, sources: Iterable[SourceRecord]) -> bytes:
-    return _line(
-        {"end": {"entries": entries, "bytes": size, "sources": [asdict(record) for record in sources]}}
-    )
+def end_line(
+    entries: int, size: int, sources: Iterable[SourceRecord], *, coherent: bool | None = None
+) -> bytes:
+    end = {"entries": entries, "bytes": size, "sources": [asdict(record) for record in sources]}
+    return _line({"end": end if coherent is None else {**end, "coherent": coherent}})
 
 
 def _line(data: dict[str, Any]) -> bytes:
@@ -177,6 +190,7 @@ def parse_header(line: bytes) -> Header:
             parent=data.get("parent"),
             parent_manifest=data.get("parent_manifest"),
             tags=tuple(str(tag) for tag in data.get("tags", ())),
+            schedule_id=None if data.get("schedule_id") is None else str(data["schedule_id"]),
         )
     except (KeyError, TypeError, UsageError) as error:
         raise CorruptBackup(f"the manifest's first line is not well-formed: {error}") from error
@@ -189,8 +203,8 @@ def parse_header(line: bytes) -> Header:
     return header
 
 
-def parse_end(line: bytes) -> tuple[int, int, list[SourceRecord]]:
-    """Number of entries, bytes of content, sources."""
+def parse_end(line: bytes) -> End:
+    """Raises CorruptBackup."""
     try:
         end = _parse(line)["end"]
         records = [
@@ -205,7 +219,10 @@ def parse_end(line: bytes) -> tuple[int, int, list[SourceRecord]]:
             )
             for item in end["sources"]
         ]
-        return _count(end["entries"]), _count(end["bytes"]), records
+        coherent = end.get("coherent")
+        if coherent is not None and not isinstance(coherent, bool):
+            raise ValueError(f"coherent is {coherent!r:.80}")
+        return End(_count(end["entries"]), _count(end["bytes"]), records, coherent)
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise CorruptBackup(f"the manifest's last line is not well-formed: {error}") from error
 
@@ -226,6 +243,11 @@ def source_of(line: bytes) -> tuple[SourceKey, bool] | None:
 def is_known(line: bytes) -> bool:
     """Whether a line is of a kind that may follow the first."""
     return line.startswith((_ENTRY, _SOURCE, _BLOCKS, _END, *_PART))
+
+
+def is_end(line: bytes) -> bool:
+    """Whether a line is the last."""
+    return line.startswith(_END)
 
 
 def parse_blocks(line: bytes) -> list[tuple[int, int]] | None:

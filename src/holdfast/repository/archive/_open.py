@@ -63,7 +63,7 @@ class OpenArchive:
                             f"{name}: the manifest lists more blocks than the archive has room for"
                         )
                 end = line
-            self.entries, self.source_bytes, self.sources = manifest.parse_end(end)
+            self.entries, self.source_bytes, self.sources, self.coherent = manifest.parse_end(end)
             self.raw_size = blocks.raw_size
             self.manifest_offset = blocks.compressed_end
             """Where the gzip block begins that follows the listed ones: the manifest's."""
@@ -107,9 +107,17 @@ class OpenArchive:
             )
         if metadata.manifest is not None and metadata.manifest.compressed_offset != self.manifest_offset:
             raise CorruptBackup(f"{self.name}: the manifest does not list all blocks before its own")
-        says = (header.time, header.components, header.host, header.tool, header.tags)
-        told = (metadata.timestamp, metadata.components, metadata.host, metadata.tool, metadata.tags)
-        if says != told or (self.entries, self.source_bytes) != (metadata.entries, metadata.source_bytes):
+        says = (header.time, header.components, header.host, header.tool, header.tags, header.schedule_id)
+        told = (
+            metadata.timestamp,
+            metadata.components,
+            metadata.host,
+            metadata.tool,
+            metadata.tags,
+            metadata.schedule_id,
+        )
+        sums = (self.entries, self.source_bytes, self.coherent)
+        if says != told or sums != (metadata.entries, metadata.source_bytes, metadata.coherent):
             raise CorruptBackup(f"{self.name}: its metadata and its manifest contradict each other")
 
 

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from isal import igzip
 
@@ -18,6 +18,8 @@ from holdfast.repository.archive._manifest import (
     Lines,
     Rows,
     SourceKey,
+    is_end,
+    parse_end,
     parse_header,
     parse_part,
     source_of,
@@ -56,6 +58,14 @@ class ParentList:
                 return None
             self._lines.advance()
         return None
+
+    def moments(self) -> dict[tuple[int, str], dict[str, Any]]:
+        """What is remembered of each source, by its key. To be asked after all `rows`; empty when it is not known."""
+        while self._lines.line:
+            if is_end(self._lines.line):
+                return {record.key: record.moment for record in parse_end(self._lines.line).sources}
+            self._lines.advance()
+        return {}
 
     def close(self) -> None:
         self._file.close()

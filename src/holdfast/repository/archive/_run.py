@@ -42,7 +42,7 @@ class ArchiveRun:
         recipients: tuple[Recipient, ...],
         max_bytes: int | None,
         parent: ParentList | None,
-        publish: Callable[[ArchiveRun, int, float], BackupMetadata] | None = None,
+        publish: Callable[[ArchiveRun, int, float, bool | None], BackupMetadata] | None = None,
     ) -> None:
         """`publish` makes the finished archive a backup, given the warnings and the seconds it took; whoever wants
         just the archive calls `finish`."""
@@ -105,13 +105,13 @@ class ArchiveRun:
         elif content.data is not None:
             entry = self._add_small(entry, content.data)
         elif content.stream is not None:
-            if content.size is None:
-                entry = self._add_pieces(entry, content.stream, None, entry.path, _PIECE)
-            elif known is not None and known.parts and self._rows is not None:
+            if known is not None and known.parts and self._rows is not None:
                 with closing(ChunkTable(self._rows.parts())) as table:
                     entry = self._add_pieces(
                         entry, content.stream, table, f"changed/{entry.path}", _PATCH_PIECE
                     )
+            elif content.size is None:
+                entry = self._add_pieces(entry, content.stream, None, entry.path, _PIECE)
             else:
                 entry = self._add_large(entry, content.stream, content.size)
         if known is not None and self._rows is not None:
@@ -130,17 +130,25 @@ class ArchiveRun:
         size = self.source_bytes - sum(known.bytes for known in self._records)
         self._records.append(replace(record, entries=entries, bytes=size))
 
-    def commit(self, *, warnings: int, duration_seconds: float) -> BackupMetadata:
+    def commit(
+        self, *, warnings: int, duration_seconds: float, coherent: bool | None = None
+    ) -> BackupMetadata:
         assert self._publish is not None
-        self.committed = self._publish(self, warnings, duration_seconds)
+        self.committed = self._publish(self, warnings, duration_seconds, coherent)
         return self.committed
 
-    def finish(self) -> ManifestLocation:
+    def finish(self, *, coherent: bool | None = None) -> ManifestLocation:
         """Writes the manifest. `store` is all that is left to do."""
+        if self._parent is not None:
+            moments = self._parent.moments()
+            self._records = [
+                replace(record, moment=record.moment or moments.get(record.key, {}))
+                for record in self._records
+            ]
         compressed_offset, _ = self._gzip.cut()
         for line in manifest.blocks_lines(self._gzip.blocks):
             self._manifest.write(line)
-        end = manifest.end_line(self.entries, self.source_bytes, self._records)
+        end = manifest.end_line(self.entries, self.source_bytes, self._records, coherent=coherent)
         self._line(end)
         size = self._manifest.tell()
         self._gzip.write(tar.header(Entry(manifest.NAME, "file", size, 0o600)))

@@ -37,7 +37,7 @@ from holdfast.repository.archive._open import OpenArchive
 from holdfast.repository.archive._parent import ParentList
 from holdfast.repository.archive._run import ArchiveRun
 from holdfast.repository.archive._verify import verify_content
-from holdfast.repository.base import Pieces, RunPlan, StoredBackup
+from holdfast.repository.base import Pieces, RunAbandoned, RunPlan, StoredBackup
 from holdfast.state import LocalState
 from holdfast.storage.base import OpenObject, Storage, Upload
 from holdfast.streams import RandomAccess
@@ -109,6 +109,9 @@ class ArchiveRepository(Catalog):
                     yield run
                 if run.committed is None:
                     raise RepositoryError(f"{started.backup_id} was not committed")
+            except RunAbandoned:
+                self._storage.delete(names.metadata_name(started.backup_id))
+                raise
             except BaseException as error:
                 if run is None or run.committed is None:
                     self._record_failure(started, error)
@@ -254,6 +257,8 @@ class ArchiveRepository(Catalog):
                 host=header.host,
                 tool=header.tool,
                 tags=header.tags,
+                schedule_id=header.schedule_id,
+                coherent=archive.coherent,
                 manifest=ManifestLocation(
                     archive.manifest_digest, archive.manifest_size, archive.manifest_offset
                 ),
@@ -301,6 +306,7 @@ class ArchiveRepository(Catalog):
             host=self._host,
             tool=self._tool,
             tags=plan.tags,
+            schedule_id=plan.schedule_id,
         )
 
     def _run(
@@ -326,10 +332,13 @@ class ArchiveRepository(Catalog):
             parent=started.parent,
             parent_manifest=parent_manifest,
             tags=started.tags,
+            schedule_id=started.schedule_id,
         )
 
-        def publish(run: ArchiveRun, warnings: int, duration_seconds: float) -> BackupMetadata:
-            location = run.finish()
+        def publish(
+            run: ArchiveRun, warnings: int, duration_seconds: float, coherent: bool | None
+        ) -> BackupMetadata:
+            location = run.finish(coherent=coherent)
             signature = self._seal.sign(statement(started.backup_id, location.digest))
             checksum, size = run.store()
             metadata = replace(
@@ -341,6 +350,7 @@ class ArchiveRepository(Catalog):
                 source_bytes=run.source_bytes,
                 duration_seconds=round(duration_seconds, 3),
                 warnings=warnings,
+                coherent=coherent,
                 manifest=location,
                 signature=signature,
             )
