@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.events import Event, StageStarted, Warned
+from holdfast.events import Event, StageStarted, Warned, ignore
 from holdfast.jobs.backup import backup
 from holdfast.model import BackupMetadata, Report, SourceRecord
 from installed import Service
@@ -96,9 +96,8 @@ def test_a_tampered_claim_of_coherence_is_refused(service: Service) -> None:
 
 
 def test_a_database_that_was_not_read_again_has_the_moment_of_its_parent(service: Service) -> None:
-    service.clock.now = datetime(
-        2100, 1, 1, tzinfo=UTC
-    )  # by which nothing is too young to be believed unchanged
+    # By this clock nothing is too young to be believed unchanged.
+    service.clock.now = datetime(2100, 1, 1, tzinfo=UTC)
     full = service.back_up()
     (service.root / "models/new").write_text("new")
     report = backup(service.installation(), ignore, incremental=True)
