@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from holdfast.events import Event, StageStarted, Warned, ignore
+from holdfast.events import Event, Progressed, StageStarted, Warned, ignore
 from holdfast.jobs.backup import backup
 from holdfast.model import BackupMetadata, Report, SourceRecord
 from installed import Service
@@ -68,7 +69,7 @@ def test_a_model_that_is_retrained_meanwhile_has_both_taken_again(service: Servi
     metadata = report.metadata
     assert metadata.coherent is True
     assert training.warnings == []
-    assert any("read again" in note for note in report.notes) or stage == "models"
+    assert any("everything is read again" in note for note in report.notes) or stage == "models"
     service.restore(metadata.backup_id)
     assert (service.root / "models/a.bin").read_text() == "trained 1 times"
     # Of the run that was taken back nothing is left, and it is not told as a failure.
@@ -113,3 +114,31 @@ def moment(service: Service, metadata: BackupMetadata) -> dict[str, object]:
         (record,) = [record for record in stored.sources() if record.component == "database"]
     assert isinstance(record, SourceRecord)
     return record.moment
+
+
+class Rotation:
+    """Subscribes to a backup, and cuts a log short and takes it away in the middle of its being read."""
+
+    def __init__(self, log: Path) -> None:
+        self.done = False
+        self._log = log
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progressed) and not self.done:
+            self.done = True
+            self._log.write_bytes(b"")
+            self._log.unlink()
+
+
+def test_a_log_that_is_rotated_away_while_it_is_read_has_everything_read_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.jobs._progress._INTERVAL", 0.0)
+    log = service.root / "logs/large.log"
+    log.write_bytes(random.Random(1).randbytes(24_000_000))
+    rotation = Rotation(log)
+    report = backup(service.installation(), rotation, components=["logs"])
+    assert rotation.done
+    assert report.notes == ("files/logs/large.log was deleted while it was read: everything is read again",)
+    assert report.metadata.source_bytes == len("started\n")
+    service.verify(report.metadata.backup_id)

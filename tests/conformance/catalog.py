@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -99,6 +100,13 @@ class CatalogSuite:
         assert ground.strays() == []
         assert_holds(ground.repository(), one, models(file("files/models/a", b"1")))
         ground.repository().delete(two)
+
+    def test_a_pin_leaves_what_a_later_version_has_written(self, ground: Ground) -> None:
+        metadata = self.make(ground, 1)
+        path = ground.files_of(metadata)[-1]
+        path.write_text(path.read_text().replace("{", '{\n  "of_tomorrow": [1, {"a": null}],', 1))
+        ground.repository().set_pinned(metadata, True)
+        assert json.loads(path.read_text())["of_tomorrow"] == [1, {"a": None}]
 
     def test_a_pin_lasts_until_it_is_taken_out(self, ground: Ground) -> None:
         metadata = self.make(ground, 1)

@@ -75,6 +75,10 @@ def backup(
     return Report(metadata, tuple(tally.warnings), tally.bytes_read, tally.skipped, tuple(tally.notes))
 
 
+class _StartAnew(RunAbandoned):
+    """What was stored cannot become a good backup; another run may."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Order:
     """What was asked for."""
@@ -92,14 +96,16 @@ def _backup(installation: Installation, tally: _Tally, order: _Order) -> BackupM
     for attempt in range(1, _TRIES + 1):
         try:
             return _take(installation, tally, order, settle=attempt == _TRIES)
-        except RunAbandoned:
+        except _StartAnew as reason:
+            if attempt == _TRIES:
+                raise SourceChanged(f"{reason}, {_TRIES} times over") from None
             tally.start_anew()
-            tally(Noted("models changed after the databases were read: databases and models are read again"))
+            tally(Noted(f"{reason}: everything is read again"))
     raise AssertionError("unreachable")
 
 
 def _take(installation: Installation, tally: _Tally, order: _Order, *, settle: bool) -> BackupMetadata:
-    """One run. Raises RunAbandoned when databases and models are not of one moment, unless it is to `settle`."""
+    """One run. Raises _StartAnew when databases and models are not of one moment, unless it is to `settle`."""
     repository = installation.repository
     parent = _parent(installation, order.since) if order.incremental else None
     wanted = parse_components(list(order.components)) if order.components is not None else None
@@ -128,7 +134,7 @@ def _take(installation: Installation, tally: _Tally, order: _Order, *, settle: b
             _store(scan, run, tally, rehash=order.rehash)
             watch.after(scan.source)
             if watch.coherent is False and not settle:
-                raise RunAbandoned
+                raise _StartAnew("models changed after the databases were read")
         if watch.coherent is False:
             tally(
                 Warned(
@@ -249,8 +255,10 @@ def _add(item: Item, run: Run[Any], known: Any, source: Source, tally: _Tally, p
                     content.stream = _told(stream, progress)
                     size = run.add(entry, content, known).size
         except SourceMissing:
-            if attempt > 1:
+            if source.component == "database":
                 raise
+            if attempt > 1:  # What was read of it cannot be taken out of the archive any more.
+                raise _StartAnew(f"{item.entry.path} was deleted while it was read") from None
             return 0  # It was deleted after it was listed: as if a moment earlier.
         except SourceChanged:
             if attempt == _TRIES:

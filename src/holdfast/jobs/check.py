@@ -7,11 +7,13 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 
+from holdfast.absence import absence
 from holdfast.crypto import OpeningReader, SealingWriter, fingerprint
 from holdfast.durable import free_bytes
 from holdfast.errors import HoldfastError, KeyWrong
 from holdfast.installation import Installation
 from holdfast.model import COMPONENTS, Component, Finding
+from holdfast.notify import faults
 
 
 def check(installation: Installation) -> list[Finding]:
@@ -23,6 +25,7 @@ def check(installation: Installation) -> list[Finding]:
         "backup directory": _backup_directory,
         "sources": _sources,
         "backups": _backups,
+        "notifications": _notifications,
     }
     findings: list[Finding] = []
     for subject, look in looks.items():
@@ -113,8 +116,17 @@ def _backups(installation: Installation) -> Iterator[Finding]:
             "backups", "FAILED", f"metadata damaged: {', '.join(damaged[:5])}; try `holdfast repair`"
         )
     good = [metadata for metadata in backups if metadata.is_good]
+    alarm_hours = installation.settings.alarm_hours
+    if alarm_hours is not None and (missing := absence(backups, installation.clock(), alarm_hours)):
+        yield Finding("backups", "FAILED", str(missing))
+        return
     if not good:
         yield Finding("backups", "warning", "there is none yet")
         return
     hours = (installation.clock() - good[0].moment).total_seconds() / 3600
     yield Finding("backups", "ok", f"{len(good)}, the last one {good[0].backup_id}, {hours:.1f} hours ago")
+
+
+def _notifications(installation: Installation) -> Iterator[Finding]:
+    for fault in faults(installation.settings):
+        yield Finding("notifications", "FAILED", fault)

@@ -5,24 +5,26 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from holdfast.clock import timestamp
-from holdfast.events import Emit, Noted
+from holdfast.errors import HoldfastError
+from holdfast.events import Emit, Noted, Warned
 from holdfast.installation import Installation
-from holdfast.retention import Verdict, decide
+from holdfast.retention import Policy, Verdict, decide
+from holdfast.schedules import ScheduleFile
 
 
-def expire(installation: Installation, emit: Emit, *, dry_run: bool = False) -> list[Verdict]:
-    """Deletes what is older than the retention allows, and returns the verdict on every backup.
+def expire(
+    installation: Installation, emit: Emit, *, dry_run: bool = False, schedule_id: str | None = None
+) -> list[Verdict]:
+    """Deletes what the retention releases, and returns the verdict on every backup, with its reason.
 
-    What a kept incremental rests on stays, and the last good full backup, and what is pinned. Raises LockHeld
-    while backups are being made or read.
+    What a schedule has made is kept by that schedule's days, as long as there is that schedule; everything else by
+    BACKUP_RETENTION_DAYS; both by ``[retention]`` instead, where that has rules. `schedule_id`: only what this
+    schedule has made may go. Raises LockHeld while backups are being made or read.
     """
     repository = installation.repository
+    policy = _policy(installation, emit)
     with nullcontext() if dry_run else repository.expiring():
-        verdicts = decide(
-            repository.backups(),
-            now=installation.clock(),
-            retention_days=installation.settings.retention_days,
-        )
+        verdicts = decide(repository.backups(), policy, now=installation.clock(), only=schedule_id)
         if dry_run:
             return verdicts
         for verdict in verdicts:
@@ -40,3 +42,14 @@ def expire(installation: Installation, emit: Emit, *, dry_run: bool = False) -> 
                 }
             )
     return verdicts
+
+
+def _policy(installation: Installation, emit: Emit) -> Policy:
+    settings = installation.settings
+    schedules: dict[str, int] | None = None
+    try:
+        known = ScheduleFile(settings.backup_dir).read()
+        schedules = {schedule_id: schedule.retention_days for schedule_id, schedule in known.items()}
+    except HoldfastError as error:
+        emit(Warned(f"what schedules have made is kept, for nobody can tell for how long: {error}"))
+    return Policy(settings.retention_days, settings.keep, schedules)

@@ -57,7 +57,7 @@ def verify_all(installation: Installation, emit: Emit, *, deep: bool = False) ->
 def _verify(
     installation: Installation, repository: Repository, metadata: BackupMetadata, emit: Emit, *, deep: bool
 ) -> None:
-    error = ""
+    outcome = {"status": "success", "message": ""}
     try:
         progress = Progress(emit)
         with repository.lent():
@@ -68,8 +68,12 @@ def _verify(
         progress.flush()
         if deep:
             check_signature(installation, repository, metadata, trust=False, vouch=lambda question: False)
-    except HoldfastError as failure:
-        error = str(failure)
+    except BaseException as error:
+        outcome = {
+            "status": "failed",
+            "error": type(error).__name__,
+            "message": str(error) if isinstance(error, HoldfastError) else "",
+        }
         raise
     finally:
         installation.state.record(
@@ -78,7 +82,6 @@ def _verify(
                 "verb": "verify",
                 "backup_id": metadata.backup_id,
                 "deep": deep,
-                "status": "failed" if error else "success",
-                "message": error,
             }
+            | outcome
         )

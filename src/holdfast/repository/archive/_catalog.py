@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from holdfast.clock import timestamp
 from holdfast.errors import BackupNotFound, CorruptBackup, ParentMissing, StorageError, UsageError
@@ -86,8 +87,11 @@ class Catalog:
         return found
 
     def set_pinned(self, metadata: BackupMetadata, pinned: bool) -> BackupMetadata:
-        changed = replace(metadata, pinned=pinned)
-        self.save_metadata(changed)
+        name = names.metadata_name(metadata.backup_id)
+        changed = replace(self._parse(name), pinned=pinned)
+        # What a later version has written there, and this one does not know, stays.
+        known = json.loads(self._storage.get(name, limit=_METADATA_LIMIT))
+        self._storage.put(name, _as_file({**known, "pinned": pinned}))
         return changed
 
     def save_metadata(self, metadata: BackupMetadata) -> None:
@@ -150,4 +154,8 @@ def _moment_of(backup_id: str) -> datetime:
 
 
 def _encode(metadata: BackupMetadata) -> bytes:
-    return json.dumps(metadata.to_json(), indent=2).encode() + b"\n"
+    return _as_file(metadata.to_json())
+
+
+def _as_file(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, indent=2).encode() + b"\n"
