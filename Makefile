@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The contract imports the example service as `app`, from the project's root.
 SERVICE := backend/ml-service
+# make demo DATABASE=postgres
+DATABASE ?= sqlite
 STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test torture lint format bench clean
@@ -19,7 +21,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/holdfast demo --service $(SERVICE)
+	$(BIN)/holdfast demo --service $(SERVICE) --database $(DATABASE)
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(PYTEST_OPTIONS)

@@ -6,27 +6,25 @@ command line, so what is printed after a ``$`` can be typed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from holdfast.cli._demo_database import DemoDatabase, Tables, demo_database
 from holdfast.cli._terminal import human_size, human_time, print_table
 from holdfast.errors import HoldfastError, UsageError
 
-_DATABASE = "iit_ml_service.db"
 _SETTINGS = "config/service.yaml"
-_DESTROYED = ("models", "config", _DATABASE, f"{_DATABASE}-wal", f"{_DATABASE}-shm")
+_DESTROYED = ("models", "config")
 _PATIENCE = 10.0
 """Seconds that a program which was asked to stop is waited for."""
 
@@ -55,8 +53,7 @@ class _State(NamedTuple):
     model_version: int
     answers: list[Any]
     """To the same thousand readings each time: label, confidence, whether a human should look."""
-    tables: dict[str, tuple[int, str]]
-    """The number of rows of each table, and the SHA-256 of all that is in them."""
+    tables: Tables
 
     @property
     def rows(self) -> int:
@@ -90,8 +87,10 @@ class _Step:
     seconds: float = 0.0
 
 
-def run(service: Path, *, keep: bool) -> None:
+def run(service: Path, *, database: str, keep: bool) -> None:
     """Runs the demonstration with the example service whose sources are in `service`; about half a minute.
+
+    `database`: see `demo_database`.
 
     It works in a temporary directory, which it removes, unless `keep`. Raises UsageError when there is no such
     service, and HoldfastError when anything is not as it was before the disaster.
@@ -102,7 +101,10 @@ def run(service: Path, *, keep: bool) -> None:
             hint="It lies in Holdfast's sources: run `make demo` there, or name its directory with --service.",
         )
     with _directory(keep=keep) as directory:
-        _Demo(service.resolve(), directory).tell()
+        home = directory / "service"
+        home.mkdir()
+        with demo_database(database, home) as used:
+            _Demo(service.resolve(), directory, home, used).tell()
 
 
 @contextmanager
@@ -121,11 +123,11 @@ def _directory(*, keep: bool) -> Iterator[Path]:
 class _Demo:
     sources: Path
     directory: Path
+    home: Path
+    database: DemoDatabase
     steps: list[_Step] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.home = self.directory / "service"
-        self.home.mkdir()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_MISLEADING)}
         paths = [str(self.sources), *filter(None, [os.environ.get("PYTHONPATH")])]
         # A second thread gains nothing in a training this small, and fights the traffic for the processor.
@@ -136,6 +138,7 @@ class _Demo:
                 "XDG_STATE_HOME": str(self.directory / "state"),
                 "PYTHONPATH": os.pathsep.join(paths),
             }
+            | self.database.environment
         )
 
     def tell(self) -> None:
@@ -168,9 +171,9 @@ class _Demo:
         there were when it had ended."""
         with self._step("A full backup, while the service works", "backup under load") as step:
             with self._traffic():
-                first = self._predictions()
+                first = self.database.predictions()
                 self._holdfast("backup")
-                last = self._predictions()
+                last = self.database.predictions()
             size = self._newest()["size_bytes"]
             step.result = f"{human_size(size)}; {last - first} predictions written meanwhile"
         return range(first, last + 1)
@@ -198,27 +201,25 @@ class _Demo:
 
     def _destroy(self) -> None:
         with self._step("The disaster: database, models and settings are destroyed", "the disaster") as step:
-            print(f"$ rm -rf {_DATABASE}* models config", flush=True)
+            print(f"$ rm -rf {' '.join(_DESTROYED)}; {self.database.destroying}", flush=True)
             for name in _DESTROYED:
-                path = self.home / name
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                shutil.rmtree(self.home / name)
+            self.database.destroy()
             step.result = "database, models/ and config/ are gone"
 
     def _bring_back(self, before: _State) -> None:
         with self._step("Restore, and ask the service what it asked before", "restore") as step:
-            self._holdfast("restore", "latest", "--confirm")
+            self._holdfast("restore", "latest", "--confirm", "--create-db")
             step.result = self._compare(before)
             print(f"As before the disaster: {step.result}")
 
     def _undo_and_redo(self, before: _State) -> None:
         with self._step("A restore can be taken back, and that too", "undo, and redo") as step:
             self._holdfast("undo", "--confirm")
-            if there := [name for name in _DESTROYED if (self.home / name).exists()]:
+            there = [name for name in _DESTROYED if (self.home / name).exists()]
+            if there := there + [self.database.name] * self.database.is_there():
                 raise _Failed(f"undo left {', '.join(there)}, which had not been there before the restore")
-            print(f"Gone again, as after the disaster: {_DATABASE}, models/, config/")
+            print(f"Gone again, as after the disaster: {self.database.name}, models/, config/")
             self._holdfast("undo", "--confirm")
             self._compare(before)
             step.result = "gone again; back again, the same"
@@ -238,7 +239,7 @@ class _Demo:
             name = "models/classifier-v1.safetensors"
             if (opened / "files" / name).read_bytes() != (self.home / name).read_bytes():
                 raise _Failed(f"{name} in {archive} is not the model")
-            count = _tables(opened / "database" / "main.db")["predictions"][0]
+            count = self.database.predictions_in(opened)
             if count not in rows:
                 raise _Failed(f"{archive} has {count} predictions, and not from {rows[0]} to {rows[-1]}")
             step.result = f"the model, and a database of {count:,} predictions"
@@ -261,11 +262,7 @@ class _Demo:
 
     def _state(self) -> _State:
         told = json.loads(self._output([sys.executable, "-c", _PREDICT]))
-        return _State(told["version"], told["answers"], _tables(self.home / _DATABASE))
-
-    def _predictions(self) -> int:
-        with closing(_connect(self.home / _DATABASE)) as database:
-            return int(database.execute("SELECT count(*) FROM predictions").fetchone()[0])
+        return _State(told["version"], told["answers"], self.database.tables())
 
     def _backups(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(
@@ -349,25 +346,3 @@ class _Demo:
 
 def _within(sources: Path, argument: str) -> str:
     return str(sources / argument) if argument.startswith("scripts/") else argument
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
-
-
-def _tables(path: Path) -> dict[str, tuple[int, str]]:
-    """Every table's number of rows and what they hash to. Raises HoldfastError for a database that is not sound."""
-    with closing(_connect(path)) as database:
-        if (verdict := database.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
-            raise _Failed(f"{path} is damaged: {verdict}")
-        names = [row[0] for row in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
-        return {name: _digest(database, name) for name in names}
-
-
-def _digest(database: sqlite3.Connection, table: str) -> tuple[int, str]:
-    digest, count = hashlib.sha256(), 0
-    quoted = table.replace('"', '""')
-    for row in database.execute(f'SELECT * FROM "{quoted}" ORDER BY rowid'):  # noqa: S608 - no value, a quoted name
-        digest.update(repr(row).encode())
-        count += 1
-    return count, digest.hexdigest()

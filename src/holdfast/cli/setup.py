@@ -40,6 +40,9 @@ def demo(
     service: Annotated[
         Path, typer.Option(metavar="DIR", help="The example service, as it lies in Holdfast's sources.")
     ] = Path("backend/ml-service"),
+    database: Annotated[
+        str, typer.Option(metavar="KIND", help="sqlite, or postgres: on a server that is started for it.")
+    ] = "sqlite",
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave the demonstration's directory for a look.")
     ] = False,
@@ -48,4 +51,4 @@ def demo(
     with command(recovering=False):
         from holdfast.cli.demo import run
 
-        run(service, keep=keep)
+        run(service, database=database, keep=keep)
