@@ -20,9 +20,9 @@ from conformance.ground import ignore_progress
 from conformance.trees import Content, models, store
 from forge import Forge
 from holdfast.model import BackupMetadata, Entry, SourceRecord
-from holdfast.repository.archive import _manifest as manifest
-from holdfast.repository.archive._manifest import Lines, Part, Rows
-from holdfast.repository.archive._parent import ChunkTable
+from holdfast.repository import _manifest as manifest
+from holdfast.repository._manifest import Lines, Part, Rows
+from holdfast.repository.archive._chunk_table import ChunkTable
 from holdfast.repository.archive._parts import PartsWriter
 from holdfast.repository.base import RunPlan
 from repository.archive.archives import ArchiveGround

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from holdfast.errors import CorruptBackup, HostileBackup
 from holdfast.model import ENTRY_KINDS, Entry, SourceRecord, order_key
-from holdfast.repository.archive import _manifest as manifest
-from holdfast.repository.archive._manifest import Header, Lines, Part, Rows
+from holdfast.repository import _manifest as manifest
+from holdfast.repository._manifest import Header, Lines, Part, Rows
 
 PARSERS = {
     "header": manifest.parse_header,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.repository.archive._names import archive_id
+from holdfast.repository._names import archive_id
 from holdfast.repository.archive.repository import ArchiveRepository, Seal
 
 __all__ = ["ArchiveRepository", "Seal", "archive_id"]

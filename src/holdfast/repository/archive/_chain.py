@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from holdfast.errors import CorruptBackup, HostileBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord, order_key
-from holdfast.repository.archive._manifest import Row, Rows, SourceKey, parse_part
+from holdfast.repository._manifest import Row, Rows, SourceKey, parse_part
 from holdfast.repository.archive._open import OpenArchive
 
 Pieces = Iterator["bytes | memoryview"]

@@ -11,10 +11,10 @@ from typing import IO, TYPE_CHECKING
 from holdfast.durable import free_bytes, private_file, temp_directory
 from holdfast.errors import CorruptBackup, HostileBackup, NoSpace
 from holdfast.model import BackupMetadata
-from holdfast.repository.archive import _manifest as manifest
+from holdfast.repository import _manifest as manifest
+from holdfast.repository._manifest import Header, Lines, Rows, SourceKey
 from holdfast.repository.archive._gzip_index import BlockIndex
 from holdfast.repository.archive._gzip_reader import GzipReader, stream
-from holdfast.repository.archive._manifest import Header, Lines, Rows, SourceKey
 from holdfast.repository.archive._tarstream import TarStream
 from holdfast.streams import RandomAccess
 

@@ -10,7 +10,7 @@ from pyfastcdc import FastCDC
 
 from holdfast.durable import temp_directory
 from holdfast.errors import ConfigError
-from holdfast.repository.archive._manifest import CHUNKS_PER_LINE, Part, part_line
+from holdfast.repository._manifest import CHUNKS_PER_LINE, Part, part_line
 
 Pieces = Iterator["bytes | memoryview"]
 

@@ -14,11 +14,12 @@ from holdfast.crypto import Recipient, SealingWriter
 from holdfast.durable import private_file
 from holdfast.errors import RepositoryError, SizeLimitExceeded, SourceChanged
 from holdfast.model import BackupMetadata, Component, Entry, ManifestLocation, SourceRecord, order_key
-from holdfast.repository.archive import _manifest as manifest
+from holdfast.repository import _manifest as manifest
+from holdfast.repository._lists import ParentList
+from holdfast.repository._manifest import Header, Row, Rows
 from holdfast.repository.archive import _tar as tar
+from holdfast.repository.archive._chunk_table import ChunkTable
 from holdfast.repository.archive._gzip_writer import GzipWriter
-from holdfast.repository.archive._manifest import Header, Row, Rows
-from holdfast.repository.archive._parent import ChunkTable, ParentList
 from holdfast.repository.archive._parts import PartsWriter, Pieces, chunks
 from holdfast.repository.base import Stored
 from holdfast.storage.base import Upload

@@ -12,9 +12,9 @@ from isal import isal_zlib
 
 from holdfast.errors import CorruptBackup
 from holdfast.model import Entry, order_key
+from holdfast.repository._manifest import Row
 from holdfast.repository.archive._chain import StoredArchive
 from holdfast.repository.archive._gzip_reader import stream
-from holdfast.repository.archive._manifest import Row
 from holdfast.repository.archive._open import OpenArchive
 from holdfast.repository.archive._tar import Member
 from holdfast.repository.archive._tarstream import TarStream

@@ -27,14 +27,14 @@ from holdfast.model import (
     Signature,
     make_backup_id,
 )
-from holdfast.repository.archive import _lists as lists
-from holdfast.repository.archive import _names as names
-from holdfast.repository.archive._catalog import DAMAGED, RUNNING, Catalog
+from holdfast.repository import _lists as lists
+from holdfast.repository import _names as names
+from holdfast.repository._catalog import DAMAGED, RUNNING, Catalog
+from holdfast.repository._lists import ParentList
+from holdfast.repository._manifest import Header
 from holdfast.repository.archive._chain import StoredArchive
-from holdfast.repository.archive._lists import LARGE
-from holdfast.repository.archive._manifest import Header
 from holdfast.repository.archive._open import OpenArchive
-from holdfast.repository.archive._parent import ParentList
+from holdfast.repository.archive._rebuild import LARGE, rebuild_list
 from holdfast.repository.archive._run import ArchiveRun
 from holdfast.repository.archive._verify import verify_content
 from holdfast.repository.base import Pieces, RunAbandoned, RunPlan, StoredBackup
@@ -207,7 +207,7 @@ class ArchiveRepository(Catalog):
             found.close()
             return False
         with self.open(metadata) as stored:
-            lists.rebuild(self._state, stored)
+            rebuild_list(self._state, stored)
         return True
 
     def export(self, stored: StoredBackup, upload: Upload, progress: Callable[[int, int], None]) -> None:
@@ -389,7 +389,7 @@ class ArchiveRepository(Catalog):
         found = lists.open_list(self._state, parent)
         if found is None and self._seal.believes(*self.signature_of(parent)) and self._readable(parent):
             with self.open(parent) as stored:
-                lists.rebuild(self._state, stored)
+                rebuild_list(self._state, stored)
             found = lists.open_list(self._state, parent)
         if found is not None:
             stack.enter_context(found)

@@ -19,7 +19,7 @@ from holdfast.model import (
     make_backup_id,
     type_of_id,
 )
-from holdfast.repository.archive import _names as names
+from holdfast.repository import _names as names
 from holdfast.storage.base import Storage
 
 RUNNING = "running"
@@ -105,6 +105,7 @@ class Catalog:
                 names.metadata_name(backup_id),
                 names.archive_name(backup_id, encrypted=True),
                 names.archive_name(backup_id, encrypted=False),
+                names.manifest_name(backup_id),
             )
             if not any(self._storage.exists(name) for name in taken):
                 metadata = replace(metadata, backup_id=backup_id, timestamp=timestamp(moment))

@@ -1,4 +1,4 @@
-"""Where the archive format keeps its files in a storage."""
+"""Where backups lie in a storage, in either format."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def archive_name(backup_id: str, *, encrypted: bool) -> str:
 
 def metadata_name(backup_id: str) -> str:
     return f"{DIRECTORIES[type_of_id(backup_id)]}{backup_id}{_METADATA}"
+
+
+def manifest_name(backup_id: str) -> str:
+    """Of a backup in the deduplicating format."""
+    return f"{DIRECTORIES[type_of_id(backup_id)]}{backup_id}.manifest"
 
 
 def archive_of(metadata: BackupMetadata) -> str:
