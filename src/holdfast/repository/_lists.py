@@ -16,11 +16,13 @@ from holdfast.model import COMPONENTS, BackupMetadata
 from holdfast.repository._manifest import (
     Header,
     Lines,
+    PackRef,
     Rows,
     SourceKey,
     is_end,
     parse_end,
     parse_header,
+    parse_packs,
     source_of,
 )
 from holdfast.state import LocalState
@@ -95,6 +97,11 @@ class ParentList:
             self._lines.advance()
             self.header: Header = parse_header(self._lines.line)
             self._lines.advance()
+            self.packs: list[PackRef] = []
+            """In a list of the deduplicating format: what its chunks lie in."""
+            while packs := parse_packs(self._lines.line):
+                self.packs += packs
+                self._lines.advance()
         except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
             self._file.close()
             raise CorruptBackup(f"{path} is damaged: {error}") from error

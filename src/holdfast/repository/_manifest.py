@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from json.encoder import encode_basestring_ascii as _quote
 from typing import IO, Any, NamedTuple
 
@@ -36,13 +37,15 @@ BLOCKS_PER_LINE = 4096
 
 _PATH = re.compile(r"(?:files|absolute|database)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PACK = re.compile(r"[0-9a-f]{32}-[0-9]{1,10}")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SIZE_LIMIT = 1 << 60
 _OWNER_LIMIT = (1 << 32) - 1
 _TIME_LIMIT = 1 << 63
 
 _SOURCE = b'{"source":'
-_PART = (b'{"data":', b'{"copy":')
+_PART = (b'{"data":', b'{"copy":', b'{"chunks":')
+_PACKS = b'{"packs":'
 _ENTRY = b'{"path":'
 _BLOCKS = b'{"blocks":'
 _END = b'{"end":'
@@ -66,6 +69,26 @@ class Header:
     """SHA-256 of the parent's manifest: a signature covers the whole chain."""
     tags: tuple[str, ...] = ()
     schedule_id: str | None = None
+
+
+class ChunkRef(NamedTuple):
+    """A chunk of a file in the deduplicating format."""
+
+    length: int
+    id: str
+    """Hexadecimal."""
+    pack: int
+    """Where its pack stands in the manifest's list."""
+
+
+class PackRef(NamedTuple):
+    """A pack that a backup needs."""
+
+    name: str
+    size: int
+    hash: str
+    """BLAKE3 of all before its trailer, hexadecimal. Empty for one that is not needed any more, whose place in the list
+    stays, so that the others keep theirs."""
 
 
 class End(NamedTuple):
@@ -145,6 +168,17 @@ def part_line(part: Part) -> bytes:
     if part.copy:
         return b'{"copy":%d,"length":%d}\n' % (part.offset, part.length)
     return _line({"data": part.offset, "chunks": part.chunks})
+
+
+def chunks_line(chunks: Sequence[ChunkRef]) -> bytes:
+    return _line({"chunks": chunks})
+
+
+def packs_lines(packs: Iterable[PackRef]) -> Iterator[bytes]:
+    """The packs of a backup, `CHUNKS_PER_LINE` a line."""
+    rest = iter(packs)
+    while batch := list(islice(rest, CHUNKS_PER_LINE)):
+        yield _line({"packs": batch})
 
 
 def blocks_lines(blocks: Iterable[tuple[int, int]]) -> Iterator[bytes]:
@@ -242,7 +276,7 @@ def source_of(line: bytes) -> tuple[SourceKey, bool] | None:
 
 def is_known(line: bytes) -> bool:
     """Whether a line is of a kind that may follow the first."""
-    return line.startswith((_ENTRY, _SOURCE, _BLOCKS, _END, *_PART))
+    return line.startswith((_ENTRY, _SOURCE, _BLOCKS, _PACKS, _END, *_PART))
 
 
 def is_end(line: bytes) -> bool:
@@ -311,6 +345,30 @@ def parse_part(line: bytes) -> Part:
         return Part(False, _count(data["data"]), sum(length for length, _ in chunks), chunks)
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptBackup(f"the manifest has a part that is not well-formed: {error}") from error
+
+
+def parse_chunks(line: bytes) -> list[ChunkRef]:
+    """Raises CorruptBackup."""
+    try:
+        return [
+            ChunkRef(_count(length), _digest(chunk), _count(pack))
+            for length, chunk, pack in _parse(line)["chunks"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptBackup(f"the manifest has chunks that are not well-formed: {error}") from error
+
+
+def parse_packs(line: bytes) -> list[PackRef] | None:
+    """The packs that a line lists; None for any other line."""
+    if not line.startswith(_PACKS):
+        return None
+    try:
+        return [
+            PackRef(_pack_name(name), _count(size), _digest(digest) if digest else "")
+            for name, size, digest in _parse(line)["packs"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptBackup(f"the manifest lists packs in a way that is not well-formed: {error}") from error
 
 
 class Lines:
@@ -386,6 +444,18 @@ def _parse(line: bytes) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CorruptBackup("the manifest has a line that is not a JSON object")
     return data
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError(f"{value!r:.80} is no digest")
+    return value
+
+
+def _pack_name(value: object) -> str:
+    if not isinstance(value, str) or not _PACK.fullmatch(value):
+        raise ValueError(f"{value!r:.80} is no pack")
+    return value
 
 
 def _path(value: object) -> str:

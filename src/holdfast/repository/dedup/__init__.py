@@ -1,0 +1,1 @@
+"""The deduplicating repository: chunks of content, each stored once."""

@@ -1,0 +1,234 @@
+"""Key files: what a run seals its packs with, readable by whoever has an identity.
+
+A run's key file is durable before its first pack, so no pack ever waits for a key that a crash has taken.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from holdfast.clock import Clock, parse_timestamp, timestamp
+from holdfast.crypto import (
+    Identity,
+    KeyRing,
+    OpeningReader,
+    PassphraseIdentity,
+    PassphraseRecipient,
+    SealingWriter,
+    X25519Identity,
+    X25519Recipient,
+    rewrap,
+)
+from holdfast.crypto.age import CHUNK
+from holdfast.errors import CorruptBackup, KeyMissing, KeyWrong
+from holdfast.repository.dedup._ids import KEY_LENGTH
+from holdfast.repository.dedup._names import is_run
+from holdfast.storage.base import OpenObject, Storage
+
+IDENTITY = "keys/identity.age"
+
+# Some hundred bytes. One chunk of age is more than enough, and is all that is ever opened.
+_LIMIT = CHUNK
+
+
+@dataclass(frozen=True, slots=True)
+class RunKeys:
+    """The keys of one run, and whose run it is. ``repr`` shows no key."""
+
+    run: str
+    """32 hexadecimal digits."""
+    repository: str
+    """The repository's id."""
+    data_key: bytes = field(repr=False)
+    """Seals this run's packs and index objects."""
+    id_key: bytes = field(repr=False)
+    """Names chunks."""
+    writer: str
+    """The public signing key (base64) of the host that made the run: what it says of itself, which proves nothing."""
+    started: datetime
+    """UTC, to the second."""
+
+    def __post_init__(self) -> None:
+        if not is_run(self.run) or not is_run(self.repository):
+            raise ValueError("a run and a repository are named by 32 hexadecimal digits")
+        if len(self.data_key) != KEY_LENGTH or len(self.id_key) != KEY_LENGTH:
+            raise ValueError(f"the keys of a run have {KEY_LENGTH} bytes")
+
+    @classmethod
+    def generate(cls, *, repository: str, id_key: bytes, writer: str, clock: Clock) -> RunKeys:
+        """A new run with a data key of its own, from the operating system's random numbers."""
+        return cls(
+            run=secrets.token_hex(16),
+            repository=repository,
+            data_key=secrets.token_bytes(KEY_LENGTH),
+            id_key=id_key,
+            writer=writer,
+            started=clock().replace(microsecond=0),
+        )
+
+
+def write_run_keys(storage: Storage, keys: RunKeys, recipients: Sequence[X25519Recipient] | None) -> None:
+    """Writes ``keys/<run>.age``, durably; with None, ``keys/<run>.json``, in the clear.
+
+    Raises KeyMissing for no recipients, StorageError when the storage refuses or the run has a key file already.
+    """
+    record = {
+        "run": keys.run,
+        "repository": keys.repository,
+        "data_key": base64.b64encode(keys.data_key).decode("ascii"),
+        "id_key": base64.b64encode(keys.id_key).decode("ascii"),
+        "writer": keys.writer,
+        "started": timestamp(keys.started),
+    }
+    text = json.dumps(record).encode() + b"\n"
+    _write(storage, _path(keys.run, recipients is not None), text, recipients)
+
+
+def read_run_keys(storage: Storage, run: str, identities: Sequence[Identity], *, repository: str) -> RunKeys:
+    """Reads a run's key file. `repository`: the id of the repository that the run must belong to.
+
+    Raises CorruptBackup when there is none, or it is damaged, or of another run or repository; KeyMissing or
+    KeyWrong when no identity opens it.
+    """
+    if not is_run(run):
+        raise CorruptBackup(f"{run!r:.80} does not name a run")
+    for encrypted in (True, False):
+        path = _path(run, encrypted)
+        try:
+            source = storage.open(path)
+        except FileNotFoundError:
+            continue
+        with source:
+            text = _read_age(source, identities, path) if encrypted else _read_clear(source, path)
+        keys = _parse(text, path)
+        if keys.run != run:
+            raise CorruptBackup(f"{path} is the key file of another run, {keys.run}")
+        if keys.repository != repository:
+            raise CorruptBackup(
+                f"{path} belongs to repository {keys.repository}, and this is {repository}",
+                hint="Two repositories have been mixed. Take what belongs to the other out of this one.",
+            )
+        return keys
+    raise CorruptBackup(
+        f"run {run} has no key file: what it wrote cannot be read",
+        hint=f"Put keys/{run}.age back from a copy of the repository.",
+    )
+
+
+def rewrap_run_keys(
+    storage: Storage, run: str, identities: Sequence[Identity], recipients: Sequence[X25519Recipient]
+) -> bool:
+    """Replaces a run's key file by the same for other recipients. False when there is no encrypted one.
+
+    Raises CorruptBackup for a damaged file, KeyMissing, KeyWrong, and StorageError.
+    """
+    path = _path(run, True)
+    try:
+        source = storage.open(path)
+    except FileNotFoundError:
+        return False
+    with source:
+        upload = storage.create(path, replace=True)
+        try:
+            rewrap(source, upload, identities, recipients, name=path)
+            upload.publish()
+        finally:
+            upload.abort()
+    return True
+
+
+def write_identity(storage: Storage, identity: X25519Identity, passphrase: PassphraseRecipient) -> None:
+    """Writes ``keys/identity.age``: an age identity file, to a passphrase, as ``age`` itself reads it.
+
+    Raises StorageError when the storage refuses, or there is one already.
+    """
+    _write(storage, IDENTITY, identity.reveal().encode() + b"\n", [passphrase])
+
+
+def read_identity(storage: Storage, passphrases: Sequence[PassphraseIdentity]) -> X25519Identity:
+    """Reads ``keys/identity.age``; a second or so for scrypt.
+
+    Raises KeyMissing when there is none, KeyWrong for another passphrase, CorruptBackup when it is damaged.
+    """
+    try:
+        source = storage.open(IDENTITY)
+    except FileNotFoundError:
+        raise KeyMissing(
+            f"there is no {IDENTITY}: no passphrase opens this repository",
+            hint="Give its identity (AGE-SECRET-KEY-1…), or put the file back from a copy of the repository.",
+        ) from None
+    with source:
+        text = _read_age(source, passphrases, IDENTITY)
+    try:
+        found = KeyRing.parse(text).identities
+    except (KeyMissing, KeyWrong):
+        found = ()
+    if len(found) != 1 or not isinstance(found[0], X25519Identity):
+        raise CorruptBackup(f"{IDENTITY} does not hold an identity")
+    return found[0]
+
+
+def _path(run: str, encrypted: bool) -> str:
+    return f"keys/{run}.{'age' if encrypted else 'json'}"
+
+
+def _write(
+    storage: Storage,
+    path: str,
+    text: bytes,
+    recipients: Sequence[X25519Recipient] | Sequence[PassphraseRecipient] | None,
+) -> None:
+    upload = storage.create(path)
+    try:
+        if recipients is None:
+            upload.write(text)
+        else:
+            with SealingWriter(upload, recipients) as writer:
+                writer.write(text)
+        upload.publish()
+    finally:
+        upload.abort()
+
+
+def _read_age(source: OpenObject, identities: Sequence[Identity], path: str) -> bytes:
+    reader = OpeningReader(source, identities, name=path)
+    if reader.size > _LIMIT:
+        raise CorruptBackup(f"{path} is too large for a key file")
+    return reader.read_at(0, reader.size)
+
+
+def _read_clear(source: OpenObject, path: str) -> bytes:
+    if source.size > _LIMIT:
+        raise CorruptBackup(f"{path} is too large for a key file")
+    return source.read_at(0, source.size)
+
+
+def _parse(text: bytes, path: str) -> RunKeys:
+    # No cause is kept: it could quote the content.
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise ValueError
+        return RunKeys(
+            run=_text(record["run"]),
+            repository=_text(record["repository"]),
+            data_key=base64.b64decode(_text(record["data_key"]), validate=True),
+            id_key=base64.b64decode(_text(record["id_key"]), validate=True),
+            writer=_text(record["writer"]),
+            started=parse_timestamp(_text(record["started"])),
+        )
+    except (ValueError, KeyError, RecursionError, binascii.Error):
+        raise CorruptBackup(f"{path} does not hold the keys of a run") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 1024:
+        raise ValueError
+    return value

@@ -1,0 +1,57 @@
+"""Sealed pieces: AES-256-GCM under a run's data key, each bound to its object and its place in it.
+
+A nonce must never serve twice under one key. It is made of the number of the object in its run and the place of the
+piece in the object, so a run must never use the number of a pack or an index object again, not even when the first
+attempt was given up: what was uploaded by then may have been seen.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from holdfast.repository.dedup._ids import Bytes
+from holdfast.repository.dedup._key_file import RunKeys
+
+TAG_LENGTH: Final = 16
+TABLE_POSITION: Final = (1 << 64) - 1
+INDEX_POSITION: Final = (1 << 64) - 2
+POSITION_LIMIT: Final = INDEX_POSITION
+
+BLOCK: Final = b"B"
+TABLE: Final = b"T"
+INDEX: Final = b"I"
+
+_HEADER = struct.Struct("<8s16sI")
+_NONCE = struct.Struct("<IQ")
+HEADER_LENGTH: Final = _HEADER.size
+"""Bytes of the header with which packs and index objects begin."""
+
+
+def header(magic: bytes, run: str, number: int) -> bytes:
+    """What an object begins with: its kind and version, its run, its number."""
+    return _HEADER.pack(magic, bytes.fromhex(run), number)
+
+
+class Sealer:
+    """Seals and opens the pieces of one object. Safe to use from several threads."""
+
+    def __init__(self, keys: RunKeys, magic: bytes, number: int) -> None:
+        """`number`: that of the object, among those of its kind in its run."""
+        self.header = header(magic, keys.run, number)
+        self._number = number
+        self._cipher = AESGCM(keys.data_key)
+
+    def seal(self, kind: bytes, position: int, plaintext: Bytes) -> bytes:
+        """Ciphertext and tag. No position may be sealed twice, whatever its kind."""
+        return self._cipher.encrypt(_NONCE.pack(self._number, position), plaintext, self.header + kind)
+
+    def open(self, kind: bytes, position: int, sealed: Bytes) -> bytes | None:
+        """The plaintext; None when it was not sealed with this key, for this place, or is damaged."""
+        try:
+            return self._cipher.decrypt(_NONCE.pack(self._number, position), sealed, self.header + kind)
+        except InvalidTag:
+            return None
