@@ -26,7 +26,7 @@ from holdfast.config._origins import CONFIG_VARIABLE, VARIABLES
 from holdfast.errors import HoldfastError
 from holdfast.manager import BackupManager
 from holdfast.model import BackupMetadata, Entry, ManifestLocation, Signature, SourceRecord
-from holdfast.repository.archive import _manifest as manifest
+from holdfast.repository import _manifest as manifest
 from holdfast.storage.local import LocalStorage
 
 ROOT = Path(__file__).parents[1]
@@ -177,6 +177,11 @@ TABLES: dict[str, type[BaseModel]] = {
     "[database.NAME]": tables.DatabaseTable,
     "[models]": tables.FilesTable,
     "[hooks]": tables.HooksTable,
+    "[notify]": tables.NotifyTable,
+    "[metrics]": tables.MetricsTable,
+    "[retention]": tables.RetentionTable,
+    "[log]": tables.LogTable,
+    "[drill]": tables.DrillTable,
 }
 
 
@@ -209,11 +214,12 @@ def test_every_variable_is_in_the_reference_with_its_default() -> None:
     described = rows(section(REFERENCE / "settings.md", "Variables"))
     assert {*VARIABLES, CONFIG_VARIABLE} <= set(described)
     for variable, (area, *path) in VARIABLES.items():
-        model = tables.BackupTable if area == "tables" else tables.Variables
+        title = f"[{path[0]}]"
+        model = TABLES[title] if area == "tables" else tables.Variables
         default = model.model_fields[str(path[-1])].default
         assert described[variable][0] == ("" if default is None else written(default))
         if area == "tables":
-            row = rows(section(REFERENCE / "settings.md", "[backup]"))[str(path[-1])]
+            row = rows(section(REFERENCE / "settings.md", title))[str(path[-1])]
             assert f"`{variable}`" in row
 
 

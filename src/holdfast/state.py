@@ -10,6 +10,7 @@
     │   └── lists/<backup id>.gz    what recent backups hold, so that incrementals need not read them
     └── services/<id>/              one for each service root
         ├── restore.json            the restore journal
+        ├── outbox/                 notifications that wait for a mail server
         └── logs/                   one log for each restore
 
 Losing it loses no backup: lists are rebuilt from the archives by whoever can read them.
@@ -70,6 +71,10 @@ class LocalState:
     def restore_logs(self) -> Path:
         return self.service / "logs"
 
+    @property
+    def history_file(self) -> Path:
+        return self.repository / "history.jsonl"
+
     def list_file(self, backup_id: str) -> Path:
         """Where the list of what a backup holds is kept."""
         if not is_backup_id(backup_id):
@@ -126,10 +131,13 @@ class LocalState:
         """Appends a line to the history, durably."""
         self.make()
         line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        with explained(f"cannot write {self.repository / 'history.jsonl'}"):
-            fd = os.open(self.repository / "history.jsonl", flags, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        with explained(f"cannot write {self.history_file}"):
+            fd = os.open(self.history_file, flags, 0o600)
             try:
+                end = os.fstat(fd).st_size
+                if end and os.pread(fd, 1, end - 1) != b"\n":
+                    line = b"\n" + line  # A line that a crash cut short must not take this one with it.
                 os.write(fd, line)
                 os.fsync(fd)
             finally:
@@ -138,7 +146,7 @@ class LocalState:
     def history(self) -> Iterator[dict[str, Any]]:
         """What every run did, oldest first. A line that a crash cut short is passed over."""
         try:
-            file = (self.repository / "history.jsonl").open("rb")
+            file = self.history_file.open("rb")
         except FileNotFoundError:
             return
         with file:

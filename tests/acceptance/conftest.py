@@ -60,6 +60,12 @@ def project(
             "DATABASE_URL",
             "ENCRYPTION_KEY",
             "LOG_LEVEL",
+            "LOG_FORMAT",
+            "NOTIFICATION_EMAIL",
+            "SMTP_SERVER",
+            "SMTP_PORT",
+            "SMTP_USERNAME",
+            "SMTP_PASSWORD",
         ):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")

@@ -50,6 +50,29 @@ def test_every_key_does_something(tmp_path: Path) -> None:
         [hooks]
         before = ["systemctl stop 'my worker'", ["touch", "a b", ""]]
         after = ["systemctl start worker"]
+        [notify]
+        email = "ops@example.com"
+        smtp_server = "mail.example.com"
+        smtp_port = 465
+        smtp_username = "robot"
+        apprise = ["tgram://bot/chat", "json://localhost"]
+        ping_url = "http://localhost:8000/ping"
+        alarm_hours = 30
+        [metrics]
+        port = 9105
+        address = "::1"
+        textfile = "/var/lib/node_exporter/holdfast.prom"
+        [retention]
+        last = 3
+        hourly = 24
+        daily = 7
+        weekly = 0
+        monthly = 12
+        yearly = 2
+        [log]
+        format = "json"
+        [drill]
+        command = "./predict --golden 'a b'"
         """,
         OTHER_URL="sqlite:///other.db",
     )
@@ -74,6 +97,21 @@ def test_every_key_does_something(tmp_path: Path) -> None:
     assert (logs.paths, logs.exclude) == ((), ("*.gz",))
     assert settings.hooks_before == (("systemctl", "stop", "my worker"), ("touch", "a b", ""))
     assert settings.hooks_after == (("systemctl", "start", "worker"),)
+    assert settings.notification_email == "ops@example.com"
+    assert (settings.smtp_server, settings.smtp_port) == ("mail.example.com", 465)
+    assert settings.smtp_username == "robot"
+    assert [url.get_secret_value() for url in settings.apprise_urls] == [
+        "tgram://bot/chat",
+        "json://localhost",
+    ]
+    assert settings.ping_url is not None
+    assert settings.ping_url.get_secret_value() == "http://localhost:8000/ping"
+    assert settings.alarm_hours == 30
+    assert (settings.metrics_port, settings.metrics_address) == (9105, "::1")
+    assert settings.metrics_textfile == Path("/var/lib/node_exporter/holdfast.prom")
+    assert settings.keep == {"last": 3, "hourly": 24, "daily": 7, "monthly": 12, "yearly": 2}
+    assert settings.log_format == "json"
+    assert settings.drill_command == ("./predict", "--golden", "a b")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +126,12 @@ def test_every_key_does_something(tmp_path: Path) -> None:
         ("[backup]\ntag = []", "backup.tag", "Did you mean tags, before the first table?"),
         ("[hooks]\nbefor = []", "hooks.befor", "Did you mean before?"),
         ("encryption_key = 'x'", "encryption_key", "Did you mean the variable ENCRYPTION_KEY?"),
+        ("[notify]\nsmtp_password = 'x'", "notify.smtp_password", "Did you mean the variable SMTP_PASSWORD?"),
+        ("[notify]\nping = 'x'", "notify.ping", "Did you mean ping_url?"),
+        ("[metrics]\nprot = 1", "metrics.prot", "Did you mean port?"),
+        ("[retention]\ndayly = 1", "retention.dayly", "Did you mean daily?"),
+        ("[log]\nformt = 'json'", "log.formt", "Did you mean format?"),
+        ("[drill]\ncomand = 'x'", "drill.comand", "Did you mean command?"),
         ("[models]\nzzz = 1", "models.zzz", "Known here: paths, exclude."),
         ("Backup = {}", "Backup", "Did you mean backup?"),
     ],
@@ -128,6 +172,13 @@ def test_an_unknown_key_is_refused_with_the_file_and_the_nearest_key(
         ("[database.main]\nurl = 'x'\nenv = 'Y'", "not both"),
         ("[database.main]\nenv = 'not a name'", "it must be the name of a variable"),
         ("[database.main]\nurl = 5", "it must be a string"),
+        ("[notify]\nemail = 'a@b\\nBcc: c@d'", "it must be one e-mail address"),
+        ('[notify]\nemail = "a@b\\u0000"', "it must be one e-mail address"),
+        ("[notify]\napprise = ['slack']", "it must be Apprise URLs"),
+        ("[notify]\nping_url = 'example.com'", "it must be a URL that begins with http"),
+        ("[notify]\nsmtp_port = true", "it must be a port"),
+        ("[retention]\ndaily = -1", "a whole number of backups"),
+        ("[drill]\ncommand = []", "it must be a command with its arguments"),
         ("[database.'Main DB']\nurl = 'x'", "lower-case letters"),
     ],
 )

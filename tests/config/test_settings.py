@@ -27,6 +27,17 @@ def test_without_any_configuration_the_contracts_defaults_hold(tmp_path: Path) -
     assert (settings.encryption_key, settings.key_file, settings.config_file) == (None, None, None)
     assert (settings.hooks_before, settings.hooks_after) == ((), ())
     assert settings.log_level is None
+    assert (settings.notification_email, settings.smtp_server, settings.smtp_port) == (
+        None,
+        "smtp.gmail.com",
+        587,
+    )
+    assert (settings.smtp_username, settings.smtp_password) == (None, None)
+    assert (settings.apprise_urls, settings.ping_url, settings.alarm_hours) == ((), None, None)
+    assert (settings.metrics_port, settings.metrics_address) == (None, "127.0.0.1")
+    assert (settings.metrics_textfile, settings.drill_command) == (None, None)
+    assert settings.keep == {}
+    assert settings.log_format == "text"
 
 
 def test_the_root_is_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +67,18 @@ def test_every_variable_does_what_the_contract_says(tmp_path: Path) -> None:
             "ENCRYPTION_KEY": "correct horse",
             "DATABASE_URL": "sqlite:///x.db",
             "LOG_LEVEL": "debug",
+            "LOG_FORMAT": "JSON",
+            "NOTIFICATION_EMAIL": "admin@example.com",
+            "SMTP_SERVER": "mail.example.com",
+            "SMTP_PORT": "25",
+            "SMTP_USERNAME": "backups@example.com",
+            "SMTP_PASSWORD": "pass word",
+            "BACKUP_APPRISE_URLS": "slack://a/b/c  json://localhost:8080/x",
+            "BACKUP_PING_URL": "https://hc.example.com/ping/1",
+            "BACKUP_ALARM_HOURS": "26.5",
+            "BACKUP_METRICS_PORT": "9105",
+            "BACKUP_METRICS_ADDRESS": "::",
+            "BACKUP_METRICS_TEXTFILE": "metrics/holdfast.prom",
         },
     )
     assert settings.backup_dir == tmp_path.resolve() / "elsewhere"
@@ -65,7 +88,21 @@ def test_every_variable_does_what_the_contract_says(tmp_path: Path) -> None:
     assert settings.encryption_key is not None
     assert settings.encryption_key.get_secret_value() == "correct horse"
     assert [database.name for database in settings.databases] == ["main"]
-    assert settings.log_level == "DEBUG"
+    assert (settings.log_level, settings.log_format) == ("DEBUG", "json")
+    assert settings.notification_email == "admin@example.com"
+    assert (settings.smtp_server, settings.smtp_port) == ("mail.example.com", 25)
+    assert settings.smtp_username == "backups@example.com"
+    assert settings.smtp_password is not None
+    assert settings.smtp_password.get_secret_value() == "pass word"
+    assert [url.get_secret_value() for url in settings.apprise_urls] == [
+        "slack://a/b/c",
+        "json://localhost:8080/x",
+    ]
+    assert settings.ping_url is not None
+    assert settings.ping_url.get_secret_value() == "https://hc.example.com/ping/1"
+    assert settings.alarm_hours == 26.5
+    assert (settings.metrics_port, settings.metrics_address) == (9105, "::")
+    assert settings.metrics_textfile == tmp_path.resolve() / "metrics" / "holdfast.prom"
 
 
 def test_code_wins_over_the_environment_over_dotenv_over_the_file_over_defaults(tmp_path: Path) -> None:
@@ -117,6 +154,15 @@ def test_a_wrong_value_is_refused_even_where_another_hides_it(tmp_path: Path) ->
         ("BACKUP_MAX_SIZE_GB", "1e999", "above 0"),
         ("BACKUP_ENCRYPT", "maybe", "true or false"),
         ("LOG_LEVEL", "loud", "DEBUG, INFO"),
+        ("LOG_FORMAT", "xml", "text or json"),
+        ("NOTIFICATION_EMAIL", "admin", "one e-mail address"),
+        ("NOTIFICATION_EMAIL", "a@example.com, b@example.com", "one e-mail address"),
+        ("SMTP_SERVER", "smtp://mail.example.com", "the address of a host"),
+        ("SMTP_PORT", "0", "from 1 to 65535"),
+        ("BACKUP_ALARM_HOURS", "0", "above 0"),
+        ("BACKUP_ALARM_HOURS", "nan", "above 0"),
+        ("BACKUP_METRICS_PORT", "70000", "or 0 for none"),
+        ("BACKUP_METRICS_ADDRESS", "my host", "without a port"),
     ],
 )
 def test_a_wrong_variable_is_refused_by_name_value_and_range(
@@ -132,14 +178,34 @@ def test_a_wrong_variable_is_refused_by_name_value_and_range(
         load_settings(tmp_path, {})
 
 
-@pytest.mark.parametrize("variable", ["ENCRYPTION_KEY", "DATABASE_URL", "LOG_LEVEL", "HOLDFAST_CONFIG"])
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "ENCRYPTION_KEY",
+        "DATABASE_URL",
+        "LOG_LEVEL",
+        "LOG_FORMAT",
+        "HOLDFAST_CONFIG",
+        "NOTIFICATION_EMAIL",
+        "SMTP_SERVER",
+        "SMTP_PORT",
+        "SMTP_USERNAME",
+        "SMTP_PASSWORD",
+        "BACKUP_APPRISE_URLS",
+        "BACKUP_PING_URL",
+        "BACKUP_ALARM_HOURS",
+        "BACKUP_METRICS_PORT",
+        "BACKUP_METRICS_ADDRESS",
+        "BACKUP_METRICS_TEXTFILE",
+    ],
+)
 def test_a_blank_variable_that_is_optional_counts_as_unset(tmp_path: Path, variable: str) -> None:
     assert load_settings(tmp_path, {variable: ""}) == load_settings(tmp_path, {})
 
 
 def test_dotenv_is_read_for_our_variables_and_nothing_else_in_it_matters(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
-        "# the service\nexport BACKUP_RETENTION_DAYS=12 # days\nSMTP_PORT=none of ours\n"
+        "# the service\nexport BACKUP_RETENTION_DAYS=12 # days\nMAIL_PORT=none of ours\n"
         "OPEN='quote\nSTAGE=prod\nBACKUP_DIR=/srv/${STAGE}/${HOST_NAME}\nRETENTION\n"
     )
     settings = load_settings(tmp_path, {"HOST_NAME": "one"})
@@ -174,10 +240,13 @@ def test_a_dotenv_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_no_secret_shows(tmp_path: Path) -> None:
     (tmp_path / "holdfast.toml").write_text(
         '[database.other]\nurl = "sqlite:///hidden-a.db"\n[hooks]\nbefore = ["curl -H hidden-b"]\n'
+        '[notify]\napprise = ["slack://hidden-f"]\n[drill]\ncommand = "predict --token hidden-g"\n'
     )
     environ = {
         "ENCRYPTION_KEY": "hidden-c",
         "DATABASE_URL": "postgresql://u:hidden-d@host/x?password=hidden-e",
+        "SMTP_PASSWORD": "hidden-h",
+        "BACKUP_PING_URL": "https://example.com/hidden-i",
     }
     settings = load_settings(tmp_path, environ)
     assert "hidden" not in f"{settings!r} {settings!s} {settings.databases!r} {settings.database_tables!r}"
@@ -202,6 +271,13 @@ def test_no_secret_is_logged_even_where_pydantic_is_told_to(
         '[hooks]\nbefore = ["curl \'hidden"]\n',
         'encryption_key = "hidden"\n',
         'database_url = ["hidden"]\n',
+        'notify = "hidden"\n',
+        '[notify]\napprise = ["hidden"]\n',
+        '[notify]\napprise = "hidden slack://a"\n',
+        '[notify]\nping_url = "ftp://hidden"\n',
+        '[notify]\nping_url = "https://hidden:port/"\n',
+        '[notify]\nsmtp_password = "hidden"\n',
+        '[drill]\ncommand = "predict \'hidden"\n',
     ],
 )
 def test_no_error_shows_a_secret(tmp_path: Path, text: str) -> None:

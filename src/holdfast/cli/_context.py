@@ -14,7 +14,7 @@ import typer
 from holdfast.cli._interruption import interruption
 from holdfast.cli._terminal import print_json, say
 from holdfast.errors import HoldfastError, Interrupted, LockHeld
-from holdfast.events import Event, Noted
+from holdfast.events import Event, Noted, Warned
 
 if TYPE_CHECKING:
     from holdfast.installation import Installation
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @contextmanager
 def command(
-    *, as_json: bool = False, recovering: bool = True, looking: bool = False
+    *, as_json: bool = False, recovering: bool = True, looking: bool = False, measured: bool = False
 ) -> Iterator[Installation]:
     """Runs a command's body: loads the settings, recovers what a crashed restore left, turns errors into words and
-    exit codes. `looking`: the command only looks, and may do so while a restore is at work."""
+    exit codes. `looking`: the command only looks, and may do so while a restore is at work. `measured`: its result is
+    written to the metrics' textfile, where that is configured."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interruption.handle)
     try:
@@ -40,7 +41,11 @@ def command(
             except LockHeld:
                 if not looking:
                     raise
-        yield installation
+        try:
+            yield installation
+        finally:
+            if measured and installation.settings.metrics_textfile is not None:
+                _write_metrics(installation)
     except (HoldfastError, KeyboardInterrupt) as error:
         fail(error, as_json=as_json)
 
@@ -67,7 +72,16 @@ def fail(error: BaseException, *, as_json: bool = False) -> NoReturn:
     raise typer.Exit(error.exit_code) from error
 
 
+def _write_metrics(installation: Installation) -> None:
+    from holdfast.metrics import after_run  # it takes long to load, and few need it
+
+    backups = installation.repository.backups
+    after_run(installation.settings, installation.state, backups, installation.clock, _tell)
+
+
 def _tell(event: Event) -> None:
+    if isinstance(event, Warned):
+        say(f"Warning: {event.message}")
     if isinstance(event, Noted):
         say(event.message)
 

@@ -35,7 +35,7 @@ def backup(
     as_json: Json = False,
 ) -> None:
     """Make a backup."""
-    with command(as_json=as_json) as installation:
+    with command(as_json=as_json, measured=True) as installation:
         from holdfast.jobs.backup import backup as run
 
         with watching(quiet=as_json) as emit:
@@ -180,7 +180,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Prove that a backup is good."""
-    with command(as_json=as_json, looking=True) as installation:
+    with command(as_json=as_json, looking=True, measured=True) as installation:
         from holdfast.jobs.verify import Verdict, verify_all
         from holdfast.jobs.verify import verify as verify_one
 

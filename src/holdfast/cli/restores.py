@@ -31,7 +31,7 @@ def restore(
     as_json: Json = False,
 ) -> None:
     """Put a backup back, whole or not at all."""
-    with command(as_json=as_json) as installation:
+    with command(as_json=as_json, measured=True) as installation:
         from holdfast.jobs.restore import restore as run
 
         with watching(quiet=as_json) as emit:

@@ -18,5 +18,6 @@ from holdfast.config._backup_config import BackupConfig
 from holdfast.config._databases import DatabaseSpec
 from holdfast.config._files import FilesSpec
 from holdfast.config._settings import Settings, load_settings
+from holdfast.config._tables import is_email_address
 
-__all__ = ["BackupConfig", "DatabaseSpec", "FilesSpec", "Settings", "load_settings"]
+__all__ = ["BackupConfig", "DatabaseSpec", "FilesSpec", "Settings", "is_email_address", "load_settings"]

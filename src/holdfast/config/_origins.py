@@ -30,6 +30,18 @@ VARIABLES: dict[str, Location] = {
     "ENCRYPTION_KEY": ("variables", "encryption_key"),
     "DATABASE_URL": ("variables", "database_url"),
     "LOG_LEVEL": ("variables", "log_level"),
+    "LOG_FORMAT": ("tables", "log", "format"),
+    "NOTIFICATION_EMAIL": ("tables", "notify", "email"),
+    "SMTP_SERVER": ("tables", "notify", "smtp_server"),
+    "SMTP_PORT": ("tables", "notify", "smtp_port"),
+    "SMTP_USERNAME": ("tables", "notify", "smtp_username"),
+    "SMTP_PASSWORD": ("variables", "smtp_password"),
+    "BACKUP_APPRISE_URLS": ("tables", "notify", "apprise"),
+    "BACKUP_PING_URL": ("tables", "notify", "ping_url"),
+    "BACKUP_ALARM_HOURS": ("tables", "notify", "alarm_hours"),
+    "BACKUP_METRICS_PORT": ("tables", "metrics", "port"),
+    "BACKUP_METRICS_ADDRESS": ("tables", "metrics", "address"),
+    "BACKUP_METRICS_TEXTFILE": ("tables", "metrics", "textfile"),
 }
 CONFIG_VARIABLE = "HOLDFAST_CONFIG"
 
@@ -99,19 +111,19 @@ def build(*origins: Origin) -> Everything:
 def from_variables(values: Mapping[str, str], where: str = "") -> Origin:
     """Ours among `values`; `where` is said after a variable's name.
 
-    Of a blank variable only the contract's ``BACKUP_…`` are refused. The others count as unset, which is what
+    Of blank variables only those of ``[backup]`` are refused. The others count as unset, which is what
     ``KEY=${KEY:-}`` in a compose file means.
     """
-    backup: dict[str, str] = {}
+    tables: dict[str, dict[str, str]] = {}
     others: dict[str, str] = {}
-    for variable, location in VARIABLES.items():
+    for variable, (area, *path) in VARIABLES.items():
         value = values.get(variable)
-        if value is not None and location[0] == "tables":
-            backup[str(location[-1])] = value
-        elif value is not None and value.strip():
-            others[str(location[-1])] = value
+        if value is None or (path[0] != "backup" and not value.strip()):
+            continue
+        keys = tables.setdefault(str(path[0]), {}) if area == "tables" else others
+        keys[str(path[-1])] = value
     names = {location: variable + where for variable, location in VARIABLES.items()}
-    return Origin(lambda location: names[location], {"backup": backup}, others)
+    return Origin(lambda location: names[location], tables, others)
 
 
 def from_toml(path: Path) -> Origin:

@@ -11,8 +11,13 @@ from pydantic import BaseModel, ValidationError
 from holdfast.config._tables import (
     BackupTable,
     DatabaseTable,
+    DrillTable,
     FilesTable,
     HooksTable,
+    LogTable,
+    MetricsTable,
+    NotifyTable,
+    RetentionTable,
     Tables,
     Variables,
 )
@@ -28,6 +33,11 @@ _TABLES: dict[str | int, type[BaseModel]] = {
     "config": FilesTable,
     "logs": FilesTable,
     "hooks": HooksTable,
+    "notify": NotifyTable,
+    "metrics": MetricsTable,
+    "retention": RetentionTable,
+    "log": LogTable,
+    "drill": DrillTable,
 }
 _KINDS = {
     "model_type": "be a table",
@@ -36,8 +46,9 @@ _KINDS = {
     "string_type": "be a string",
 }
 
-# URLs hold passwords, and a hook's arguments may hold a token.
-_SECRET = {"database", "hooks", "encryption_key", "database_url"}
+# URLs hold passwords, and a command's arguments may hold a token.
+_SECRET = {"database", "hooks", "drill", "encryption_key", "database_url", "smtp_password"}
+_SECRET_CHANNELS = {"apprise", "ping_url"}
 
 
 def refusal(error: ValidationError, name: Callable[[Location], str]) -> ConfigError:
@@ -56,7 +67,8 @@ def refusal(error: ValidationError, name: Callable[[Location], str]) -> ConfigEr
 
 
 def _shown(keys: Location, value: object) -> str:
-    if keys[0] in _SECRET:
+    secret = keys[0] in _SECRET or (keys[0] == "notify" and (len(keys) == 1 or keys[1] in _SECRET_CHANNELS))
+    if secret:
         return "refused"
     return reprlib.repr(value) if value != "" else "empty"
 
@@ -65,9 +77,11 @@ def _nearest(keys: Location) -> str:
     """The nearest key of the same table, else of any: `retention_days` may have lost its ``[backup]``."""
     unknown = str(keys[-1])
     here = list((Tables if len(keys) == 1 else _TABLES[keys[0]]).model_fields)
+    elsewhere = dict(_everywhere())
+    if unknown in elsewhere:
+        return f"Did you mean {elsewhere[unknown]}?"
     if near := difflib.get_close_matches(unknown, here, n=1):
         return f"Did you mean {near[0]}?"
-    elsewhere = dict(_everywhere())
     if near := difflib.get_close_matches(unknown, elsewhere, n=1):
         return f"Did you mean {elsewhere[near[0]]}?"
     return f"Known here: {', '.join(here)}."

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import SecretStr
 
@@ -55,6 +56,24 @@ class Settings:
     """``DATABASE_URL``; ask `databases`, which knows what it stands for."""
     database_tables: Mapping[str, DatabaseTable] = field(repr=False)
     file_tables: Mapping[Component, FilesTable] = field(repr=False)
+    notification_email: str | None
+    """Who is told what a schedule did, where the schedule names nobody."""
+    smtp_server: str
+    smtp_port: int
+    smtp_username: str | None
+    smtp_password: SecretStr | None = field(repr=False)
+    apprise_urls: tuple[SecretStr, ...] = field(repr=False)
+    ping_url: SecretStr | None = field(repr=False)
+    """A dead man's switch. Secret, because whoever knows it can keep it quiet."""
+    alarm_hours: float | None
+    """So long without a good backup is an alarm."""
+    metrics_port: int | None
+    metrics_address: str
+    metrics_textfile: Path | None
+    keep: Mapping[str, int]
+    """Of ``last``, ``hourly``, ``daily``, ``weekly``, ``monthly`` and ``yearly`` those with a number above 0."""
+    log_format: Literal["text", "json"]
+    drill_command: Argv | None = field(repr=False)
 
     @property
     def databases(self) -> tuple[DatabaseSpec, ...]:
@@ -144,6 +163,20 @@ def load_settings(
             for name, table in tables.database.items()
         },
         file_tables={"models": tables.models, "config": tables.config, "logs": tables.logs},
+        notification_email=tables.notify.email,
+        smtp_server=tables.notify.smtp_server,
+        smtp_port=tables.notify.smtp_port,
+        smtp_username=tables.notify.smtp_username,
+        smtp_password=everything.variables.smtp_password,
+        apprise_urls=tables.notify.apprise,
+        ping_url=tables.notify.ping_url,
+        alarm_hours=tables.notify.alarm_hours,
+        metrics_port=tables.metrics.port or None,
+        metrics_address=tables.metrics.address,
+        metrics_textfile=absolute(root, tables.metrics.textfile) if tables.metrics.textfile else None,
+        keep={rule: count for rule, count in tables.retention.model_dump().items() if count},
+        log_format=tables.log.format,
+        drill_command=tables.drill.command,
     )
 
 

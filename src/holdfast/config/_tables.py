@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -58,6 +60,41 @@ def _runnable(arguments: tuple[str, ...]) -> tuple[str, ...]:
     return arguments
 
 
+def is_email_address(text: str) -> bool:
+    """Whether mail can go to it: one address, without a person's name, and nothing that would end a header."""
+    one = re.fullmatch(r"[^\s@,;:<>()\"\\]+@[^\s@,;:<>()\"\\]+", text)
+    return one is not None and len(text) <= 254 and text.isprintable()
+
+
+def _email(text: str) -> str:
+    if not is_email_address(text):
+        raise ValueError
+    return text
+
+
+def _words(text: object) -> object:
+    return text.split() if isinstance(text, str) else text
+
+
+def _channel(url: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", url.get_secret_value()):
+        raise ValueError
+    return url
+
+
+def _web(url: SecretStr) -> SecretStr:
+    text = url.get_secret_value()
+    parts = urlsplit(text)
+    whole = text.isprintable() and " " not in text and parts.hostname and (parts.port or 80)
+    if parts.scheme not in ("http", "https") or not whole:
+        raise ValueError
+    return url
+
+
+def _lower(text: object) -> object:
+    return text.lower() if isinstance(text, str) else text
+
+
 def _level_name(level: str) -> str:
     return {"WARN": "WARNING", "FATAL": "CRITICAL"}.get(level.upper(), level.upper())
 
@@ -93,6 +130,31 @@ Seconds = Annotated[
     _Number,
     _must("be a number of seconds from 0 to 86400"),
 ]
+Hours = Annotated[
+    float,
+    Field(gt=0, le=100_000, allow_inf_nan=False),
+    _Number,
+    _must("be a number of hours above 0, at most 100000"),
+]
+Count = Annotated[
+    int, Field(ge=0, le=100_000), _Number, _must("be a whole number of backups from 0 to 100000")
+]
+Port = Annotated[int, Field(ge=1, le=65_535), _Number, _must("be a port from 1 to 65535")]
+PortOrOff = Annotated[int, Field(ge=0, le=65_535), _Number, _must("be a port from 1 to 65535, or 0 for none")]
+HostName = Annotated[
+    str,
+    Field(pattern=r"^[^\s/@\x00-\x1f\x7f]{1,253}$"),
+    _must("be the name or the address of a host, without a port"),
+]
+Email = Annotated[str, AfterValidator(_email), _must("be one e-mail address, such as admin@example.com")]
+ChannelUrls = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_channel)], ...],
+    Field(max_length=50),
+    BeforeValidator(_words),
+    _must("be Apprise URLs such as slack://…, at most 50: a list, or one string with blanks between them"),
+]
+WebUrl = Annotated[SecretStr, AfterValidator(_web), _must("be a URL that begins with http:// or https://")]
+LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_lower), _must("be text or json")]
 Schedule = Annotated[
     str,
     Field(pattern=r"^(hourly|daily|weekly|monthly|[0-9A-Za-z*/,#-]+( +[0-9A-Za-z*/,#-]+){4})$"),
@@ -158,6 +220,49 @@ class HooksTable(Table):
     after: tuple[Command, ...] = ()
 
 
+class NotifyTable(Table):
+    """``[notify]``: who is told of what a schedule did. The mail server's password is only ever a variable."""
+
+    email: Email | None = None
+    smtp_server: HostName = "smtp.gmail.com"
+    smtp_port: Port = 587
+    smtp_username: Annotated[_Text, _must("be a name")] | None = None
+    apprise: ChannelUrls = ()
+    ping_url: WebUrl | None = None
+    alarm_hours: Hours | None = None
+
+
+class MetricsTable(Table):
+    """``[metrics]``: for Prometheus."""
+
+    port: PortOrOff = 0
+    address: HostName = "127.0.0.1"
+    textfile: PathText | None = None
+
+
+class RetentionTable(Table):
+    """``[retention]``: how many backups stay that are the last of their hour, day, week, month or year."""
+
+    last: Count = 0
+    hourly: Count = 0
+    daily: Count = 0
+    weekly: Count = 0
+    monthly: Count = 0
+    yearly: Count = 0
+
+
+class LogTable(Table):
+    """``[log]``: what the scheduler writes."""
+
+    format: LogFormat = "text"
+
+
+class DrillTable(Table):
+    """``[drill]``: the rehearsal of a restore."""
+
+    command: Command | None = None
+
+
 class Tables(Table):
     """All of ``holdfast.toml``."""
 
@@ -170,6 +275,11 @@ class Tables(Table):
     config: FilesTable = FilesTable()
     logs: FilesTable = FilesTable()
     hooks: HooksTable = HooksTable()
+    notify: NotifyTable = NotifyTable()
+    metrics: MetricsTable = MetricsTable()
+    retention: RetentionTable = RetentionTable()
+    log: LogTable = LogTable()
+    drill: DrillTable = DrillTable()
 
 
 class Variables(Table):
@@ -177,4 +287,5 @@ class Variables(Table):
 
     encryption_key: SecretStr | None = None
     database_url: SecretStr | None = None
+    smtp_password: SecretStr | None = None
     log_level: LogLevel | None = None
