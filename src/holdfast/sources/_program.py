@@ -92,7 +92,7 @@ class Program:
                     stdin=streams.get("stdin", subprocess.DEVNULL),
                     stdout=streams.get("stdout", subprocess.DEVNULL),
                     stderr=complaints,
-                    env={**os.environ, "LC_MESSAGES": "C", **self.environ},
+                    env={**_speaking_english(os.environ), **self.environ},
                     bufsize=0,
                     pass_fds=self.descriptors,
                 )
@@ -161,6 +161,16 @@ def _widen(pipe: IO[bytes]) -> None:
         return
     with suppress(OSError):
         fcntl(pipe, F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def _speaking_english(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which a program's messages are not translated, and all else is as it was: LC_ALL, which would
+    win, becomes what it stands for (locale(7))."""
+    names = {name: value for name, value in environ.items() if name != "LANGUAGE"}
+    if everything := names.pop("LC_ALL", ""):
+        names = {name: value for name, value in names.items() if not name.startswith("LC_")}
+        names["LANG"] = everything
+    return {**names, "LC_MESSAGES": "C"}
 
 
 def _ending(code: int) -> str:
