@@ -11,6 +11,9 @@ from holdfast.events import (
     RunFailed,
     RunFinished,
     RunStarted,
+    ScheduleDisabled,
+    ScheduledRunFailed,
+    ScheduledRunFinished,
     StageStarted,
     Warned,
 )
@@ -19,20 +22,47 @@ from holdfast.text import harmless
 logger = logging.getLogger("holdfast")
 
 
-def log(event: Event) -> None:
-    """Subscribes `logging` to a job."""
+def describe(event: Event) -> tuple[int, str] | None:
+    """The level and the line of an event; None for one that has none."""
     match event:
         case Progressed(bytes_done, entries_done):
-            logger.debug("%d bytes, %d entries", bytes_done, entries_done)
+            return logging.DEBUG, f"{bytes_done} bytes, {entries_done} entries"
         case StageStarted(stage, subject):
-            logger.debug("%s %s", stage, harmless(subject))
+            return logging.DEBUG, harmless(f"{stage} {subject}")
         case Warned(message):
-            logger.warning("%s", harmless(message))
+            return logging.WARNING, harmless(message)
         case Noted(message):
-            logger.info("%s", harmless(message))
+            return logging.INFO, harmless(message)
         case RunStarted(verb, subject):
-            logger.info("%s %s: started", verb, harmless(subject))
+            return logging.INFO, harmless(f"{verb} {subject}: started")
         case RunFinished(verb, subject):
-            logger.info("%s %s: done", verb, harmless(subject))
+            return logging.INFO, harmless(f"{verb} {subject}: done")
         case RunFailed(verb, subject, error):
-            logger.error("%s %s: %s", verb, harmless(subject), harmless(error))
+            return logging.ERROR, harmless(f"{verb} {subject}: {error}")
+        case ScheduledRunFinished() | ScheduledRunFailed() | ScheduleDisabled():
+            return _of_a_schedule(event)
+    return None
+
+
+def _of_a_schedule(event: ScheduledRunFinished | ScheduledRunFailed | ScheduleDisabled) -> tuple[int, str]:
+    match event:
+        case ScheduledRunFinished(schedule_id, backup_id, size_bytes, next_run):
+            line = f"made {backup_id}, {size_bytes} bytes; next run {next_run}"
+            level = logging.INFO
+        case ScheduledRunFailed(schedule_id, error, hint, next_run, failures):
+            line = f"failed, {failures} in a row: {error}. {hint}".rstrip() + f" Next run {next_run}"
+            level = logging.ERROR
+        case ScheduleDisabled(schedule_id, failures):
+            line = (
+                f"disabled after {failures} failures in a row: it makes no backups any more. "
+                f"When what is wrong is put right, enable it: holdfast schedule enable {schedule_id}"
+            )
+            level = logging.CRITICAL
+    return level, harmless(f"schedule {schedule_id}: {line}")
+
+
+def log(event: Event) -> None:
+    """Subscribes `logging` to a job."""
+    told = describe(event)
+    if told is not None:
+        logger.log(told[0], "%s", told[1])

@@ -1,4 +1,4 @@
-"""What happened, as it happens. Progress bars, plain lines, logs and later notifications subscribe.
+"""What happened, as it happens. Progress bars, plain lines, logs, notifications and metrics subscribe.
 
 Jobs are handed one `Emit` and call it; they never print. An event is published *before* its step is
 taken when its name is a present participle, and *after* it otherwise.
@@ -78,6 +78,45 @@ class RunFailed(Event):
     verb: str
     subject: str
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRunFinished(Event):
+    """The scheduler has made a backup."""
+
+    schedule_id: str
+    backup_id: str
+    size_bytes: int
+    """Of the backup as it is stored."""
+    next_run: str
+    """When the schedule runs next, as the contract writes times: UTC, ``2024-01-02T02:00:00``."""
+    email: str | None
+    """The schedule's own ``notification_email``; None where it has none, and that of the settings counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRunFailed(Event):
+    """The scheduler could not make a backup. An interrupted run is none of these."""
+
+    schedule_id: str
+    error: str
+    hint: str
+    next_run: str
+    consecutive_failures: int
+    """This one included."""
+    email: str | None
+    log_tail: tuple[str, ...]
+    """The last lines of the scheduler's log, oldest first, without secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleDisabled(Event):
+    """A schedule failed so often in a row that it does not run any more until somebody enables it."""
+
+    schedule_id: str
+    failures: int
+    """In a row."""
+    email: str | None
 
 
 Emit = Callable[[Event], None]

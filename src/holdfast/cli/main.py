@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from holdfast import __version__
-from holdfast.cli import backups, keys, maintenance, restores, setup
+from holdfast.cli import backups, keys, maintenance, notify, restores, schedules, setup
 from holdfast.cli._context import verbosity
 
 app = typer.Typer(
@@ -55,9 +55,12 @@ for verb in (
     maintenance.export,
     maintenance.gc,
     maintenance.repair,
+    schedules.scheduler,
     setup.demo,
 ):
     app.command(name=verb.__name__.rstrip("_"))(verb)
+app.add_typer(schedules.app, name="schedule")
+app.add_typer(notify.app, name="notify")
 app.add_typer(keys.app, name="key")
 
 

@@ -17,12 +17,22 @@ def expire(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go, and why.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Drop backups that are older than the retention allows."""
+    """Drop backups that the retention releases."""
     with command(as_json=as_json) as installation:
+        from holdfast.events import Event, Warned
         from holdfast.jobs.expire import expire as run
 
+        warnings: list[str] = []
         with watching(quiet=True) as emit:
-            verdicts = run(installation, emit, dry_run=dry_run)
+
+            def tell(event: Event) -> None:
+                emit(event)
+                if isinstance(event, Warned):
+                    warnings.append(event.message)
+
+            verdicts = run(installation, tell, dry_run=dry_run)
+        for warning in warnings:
+            say(f"warning: {warning}")
         if as_json:
             print_json(
                 [
@@ -30,6 +40,7 @@ def expire(
                     for verdict in verdicts
                 ]
             )
+            _end(warnings)
             return
         dropped = "would drop" if dry_run else "dropped"
         print_table(
@@ -42,6 +53,12 @@ def expire(
         freed = sum(verdict.backup.size_bytes for verdict in verdicts if not verdict.keep)
         gone = sum(not verdict.keep for verdict in verdicts)
         say(f"{gone} {'backup' if gone == 1 else 'backups'} {dropped}, {human_size(freed)}.")
+        _end(warnings)
+
+
+def _end(warnings: list[str]) -> None:
+    if warnings:
+        raise typer.Exit(EXIT_WARNINGS)
 
 
 def check(as_json: Json = False) -> None:

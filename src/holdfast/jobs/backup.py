@@ -68,7 +68,9 @@ def backup(
             metadata = _backup(installation, tally, order)
     except BaseException as error:
         _record(installation, "failed", order, error=error, backup_id=tally.backup_id)
-        emit(RunFailed("backup", tally.backup_id, str(error)))
+        # What another library says in an exception may hold a URL, with its password.
+        said = str(error) if isinstance(error, HoldfastError) else type(error).__name__
+        emit(RunFailed("backup", tally.backup_id, said))
         raise
     _record(installation, "success", order, metadata=metadata)
     emit(RunFinished("backup", metadata.backup_id))

@@ -18,6 +18,8 @@ BUCKETS = (10, 30, 60, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400)
 RESULTS = ("success", "failed")
 
 _INTERRUPTED = {"Interrupted", "KeyboardInterrupt", "SystemExit", "GeneratorExit"}
+_PUT_OFF = _INTERRUPTED | {"LockHeld"}
+"""Another run was at work: this one follows it."""
 _NOT_BEGUN = _INTERRUPTED | {"ConfirmationRequired", "UsageError"}
 """Nobody agreed to the restore, or it was asked for wrongly: nothing failed."""
 _LONGEST_LINE = 1 << 20
@@ -60,7 +62,7 @@ class Numbers:
         if verb == "backup":
             if result == "success":
                 self._add_success(record)
-            elif error not in _INTERRUPTED:
+            elif error not in _PUT_OFF:
                 self.failures += 1
                 self.failures_in_row += 1
         elif verb == "restore" and error not in _NOT_BEGUN:

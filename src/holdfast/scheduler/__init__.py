@@ -1,0 +1,9 @@
+"""Makes the backups that are due."""
+
+from __future__ import annotations
+
+from holdfast.scheduler._run import Drill, Outcome
+from holdfast.scheduler._scheduler import BackupScheduler
+from holdfast.schedules import Schedule, next_due
+
+__all__ = ["BackupScheduler", "Drill", "Outcome", "Schedule", "next_due"]
