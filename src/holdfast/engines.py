@@ -57,7 +57,7 @@ def server_target(
     `create_database`: it is made where there is none. Raises RestoreError where the dump is of another kind.
     """
     timeout = settings.database_timeout
-    if record.kind == spec.dialect:
+    if record.kind == spec.dialect or {record.kind, spec.dialect} == {"mysql", "mariadb"}:
         match record.kind:
             case "postgresql":
                 from holdfast.sources.postgres import PostgresTarget

@@ -15,6 +15,8 @@ Urls = Callable[[], "Sequence[URL]"]
 """The URLs of the servers' databases that are configured now."""
 
 _TEXT_LIMIT = 1000
+_OTHER_NAMES = {"mariadb": "mysql", "postgres": "postgresql", "rediss": "redis"}
+"""A URL may call the same server one thing today and another tomorrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class Address:
             (str(query[key]) for key in ("host", "unix_socket", "unix_socket_path") if query.get(key)),
             url.host or "",
         )
-        return cls(url.get_backend_name(), host, url.port or 0, url.database or "")
+        dialect = _OTHER_NAMES.get(url.get_backend_name(), url.get_backend_name())
+        return cls(dialect, host, url.port or 0, url.database or "")
 
     @classmethod
     def from_journal(cls, state: Any) -> Address:
