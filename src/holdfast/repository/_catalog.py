@@ -9,12 +9,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from holdfast.clock import timestamp
-from holdfast.errors import BackupNotFound, CorruptBackup, ParentMissing, StorageError, UsageError
+from holdfast.errors import (
+    BackupNotFound,
+    CorruptBackup,
+    HoldfastError,
+    ParentMissing,
+    StorageError,
+    UsageError,
+)
 from holdfast.model import (
     BACKUP_TYPES,
     METADATA_VERSION,
     BackupMetadata,
     BackupType,
+    Signature,
     is_backup_id,
     make_backup_id,
     type_of_id,
@@ -74,7 +82,7 @@ class Catalog:
 
     def chain(self, metadata: BackupMetadata) -> list[BackupMetadata]:
         found = [metadata]
-        while (parent := found[-1].parent) is not None:
+        while (parent := found[-1].rests_on) is not None:
             if parent in {known.backup_id for known in found}:
                 raise CorruptBackup(f"{parent} is said to rest on itself")
             try:
@@ -96,6 +104,25 @@ class Catalog:
 
     def save_metadata(self, metadata: BackupMetadata) -> None:
         self._storage.put(names.metadata_name(metadata.backup_id), _encode(metadata))
+
+    def signature_of(self, metadata: BackupMetadata) -> tuple[Signature | None, bytes]:
+        """What a backup is signed with, and the statement that it signs."""
+        digest = metadata.manifest.digest if metadata.manifest else ""
+        return metadata.signature, statement(metadata.backup_id, digest)
+
+    def record_failure(self, started: BackupMetadata, error: BaseException) -> None:
+        """Turns the record of a run that was begun into that of one that failed."""
+        message = str(error) if isinstance(error, HoldfastError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyboardInterrupt):
+            message = "interrupted"
+        try:
+            self.save_metadata(
+                replace(
+                    started, status="failed", error_message=message, size_bytes=0, checksum="", manifest=None
+                )
+            )
+        except StorageError as second:
+            error.add_note(f"The failure could not be recorded either: {second}")
 
     def reserve(self, metadata: BackupMetadata, moment: datetime) -> BackupMetadata:
         """Takes the next free second from `moment` for an id, by making its metadata file."""
@@ -145,6 +172,11 @@ class Catalog:
         if names.metadata_name(metadata.backup_id) != name:
             raise CorruptBackup(f"{name} is the metadata of {metadata.backup_id}")
         return metadata
+
+
+def statement(backup_id: str, manifest_digest: str) -> bytes:
+    """What a signature signs."""
+    return f"holdfast backup\n{backup_id}\n{manifest_digest}\n".encode()
 
 
 def _moment_of(backup_id: str) -> datetime:

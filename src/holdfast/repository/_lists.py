@@ -118,6 +118,14 @@ class ParentList:
             self._lines.advance()
         return None
 
+    def all_rows(self) -> Iterator[tuple[SourceKey, Rows]]:
+        """The entries of every source, in order; each to be gone through before the next is asked for."""
+        while self._lines.line:
+            found = source_of(self._lines.line)
+            self._lines.advance()
+            if found:
+                yield found[0], Rows(self._lines)
+
     def moments(self) -> dict[tuple[int, str], dict[str, Any]]:
         """What is remembered of each source, by its key. To be asked after all `rows`; empty when it is not known."""
         while self._lines.line:

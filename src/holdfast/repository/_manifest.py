@@ -87,7 +87,7 @@ class PackRef(NamedTuple):
     name: str
     size: int
     hash: str
-    """BLAKE3 of all before its trailer, hexadecimal. Empty for one that is not needed any more, whose place in the list
+    """BLAKE3 of all before its trailer, hexadecimal. Empty for one that is not needed any more: its place in the list
     stays, so that the others keep theirs."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from holdfast.repository._names import archive_id
-from holdfast.repository.archive.repository import ArchiveRepository, Seal
+from holdfast.repository._seal import Seal
+from holdfast.repository.archive.repository import ArchiveRepository
 
 __all__ = ["ArchiveRepository", "Seal", "archive_id"]

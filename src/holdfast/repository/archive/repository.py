@@ -14,7 +14,6 @@ from holdfast.errors import (
     BackupNotFound,
     CorruptBackup,
     CredentialError,
-    HoldfastError,
     KeyWrong,
     RepositoryError,
     StorageError,
@@ -24,14 +23,14 @@ from holdfast.model import (
     BackupMetadata,
     Entry,
     ManifestLocation,
-    Signature,
     make_backup_id,
 )
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
-from holdfast.repository._catalog import DAMAGED, RUNNING, Catalog
+from holdfast.repository._catalog import DAMAGED, RUNNING, Catalog, statement
 from holdfast.repository._lists import ParentList
 from holdfast.repository._manifest import Header
+from holdfast.repository._seal import Seal
 from holdfast.repository.archive._chain import StoredArchive
 from holdfast.repository.archive._open import OpenArchive
 from holdfast.repository.archive._rebuild import LARGE, rebuild_list
@@ -43,23 +42,6 @@ from holdfast.storage.base import OpenObject, Storage, Upload
 from holdfast.streams import RandomAccess
 
 _READ = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """How this installation encrypts and signs what it writes."""
-
-    encrypt: bool
-    keys: Callable[[], KeyRing]
-    """Asked when a key is needed. Raises KeyMissing when none is configured."""
-    sign: Callable[[bytes], Signature]
-    believes: Callable[[Signature | None, bytes], bool]
-    """Whether a signature is a good one of a statement, by a host that is trusted here."""
-
-
-def statement(backup_id: str, manifest_digest: str) -> bytes:
-    """What a signature signs."""
-    return f"holdfast backup\n{backup_id}\n{manifest_digest}\n".encode()
 
 
 class ArchiveRepository(Catalog):
@@ -114,7 +96,7 @@ class ArchiveRepository(Catalog):
                 raise
             except BaseException as error:
                 if run is None or run.committed is None:
-                    self._record_failure(started, error)
+                    self.record_failure(started, error)
                 raise
 
     @contextmanager
@@ -147,11 +129,6 @@ class ArchiveRepository(Catalog):
                 levels = self._levels(stack, metadata)
                 verify_content(StoredArchive(metadata, levels), levels, progress)
 
-    def signature_of(self, metadata: BackupMetadata) -> tuple[Signature | None, bytes]:
-        """What a backup is signed with, and the statement that it signs."""
-        digest = metadata.manifest.digest if metadata.manifest else ""
-        return metadata.signature, statement(metadata.backup_id, digest)
-
     def delete(self, metadata: BackupMetadata) -> None:
         # The metadata goes first: an archive without it is no backup any more, metadata without an archive is a
         # broken promise.
@@ -166,7 +143,7 @@ class ArchiveRepository(Catalog):
             if metadata.status == RUNNING:
                 self._storage.delete(names.archive_of(metadata))
                 error = StorageError("the run was cut off: killed, or the machine went down")
-                self._record_failure(metadata, error)
+                self.record_failure(metadata, error)
                 cleaned.append(metadata.backup_id)
         return cleaned
 
@@ -416,19 +393,6 @@ class ArchiveRepository(Catalog):
             _check_size(file, level, name)
             levels.append(_opened(stack, plaintext(file, self._seal.keys, name), level, name))
         return levels
-
-    def _record_failure(self, started: BackupMetadata, error: BaseException) -> None:
-        message = str(error) if isinstance(error, HoldfastError) else f"{type(error).__name__}: {error}"
-        if isinstance(error, KeyboardInterrupt):
-            message = "interrupted"
-        try:
-            self.save_metadata(
-                replace(
-                    started, status="failed", error_message=message, size_bytes=0, checksum="", manifest=None
-                )
-            )
-        except StorageError as second:
-            error.add_note(f"The failure could not be recorded either: {second}")
 
     def _open_file(self, name: str) -> OpenObject:
         try:

@@ -20,10 +20,10 @@ class Chunk(NamedTuple):
     item_size: int = 1
     """Bytes of one item of the tensor; 1 where this is no tensor, or one of bytes."""
     tensor: str = ""
-    """Name, type and shape of the tensor that this is a part of; "" where it is none. With `index` it finds the same part
-    in another version of the model."""
-    index: int = 0
-    """Which part of the tensor this is, from 0."""
+    """Name, type and shape of the tensor that this is a part of; "" where it is none. With `part` it finds the same
+    part in another version of the model."""
+    part: int = 0
+    """Which part of the tensor, or of the range that is cut at fixed lengths, this is, from 0."""
 
 
 def by_content(stream: ByteStream, length: int | None, key: bytes) -> Iterator[Chunk]:
@@ -50,12 +50,12 @@ def fixed(
     stream: ByteStream, length: int | None, size: int, item_size: int = 1, tensor: str = ""
 ) -> Iterator[Chunk]:
     """The next `length` bytes (all that is left if None) as chunks of `size` bytes, the last one smaller."""
-    index = 0
+    part = 0
     while length is None or length > 0:
         data = stream.take(size if length is None else min(size, length))
         if not data:
             return
         if length is not None:
             length -= len(data)
-        yield Chunk(data, item_size, tensor, index)
-        index += 1
+        yield Chunk(data, item_size, tensor, part)
+        part += 1

@@ -110,11 +110,16 @@ def _encoded(raw: memoryview, way: Way, base: memoryview | None) -> tuple[int, b
     if way.difference:
         assert base is not None
         values = differences(values, items(base, way.item_size))
-    coded = [_code(plane, coder) for plane, coder in zip(split(values, rotated=way.rotated), way.coders, strict=True)]
+    coded = [
+        _code(plane, coder)
+        for plane, coder in zip(split(values, rotated=way.rotated), way.coders, strict=True)
+    ]
     header = _HEADER.pack(way.item_size, _ROTATED if way.rotated else 0)
     sizes = b"".join([_PLANE.pack(kind, len(data)) for kind, data in coded])
     tail = raw[len(values) * way.item_size :]
-    return DELTA_PLANES if way.difference else PLANES, b"".join([header, sizes, tail, *(data for _, data in coded)])
+    return DELTA_PLANES if way.difference else PLANES, b"".join(
+        [header, sizes, tail, *(data for _, data in coded)]
+    )
 
 
 def _code(plane: Plane, coder: Coder) -> tuple[int, Buffer]:
@@ -130,7 +135,9 @@ def _from_planes(encoded: memoryview, raw_size: int, base: memoryview | None) ->
         item_size, flags = _HEADER.unpack_from(encoded)
         if item_size not in ITEM_SIZES or flags & ~(_ROTATED if base is None else 0):
             raise CorruptBackup(f"a block has planes of an unknown kind ({item_size}, {flags})")
-        sizes = [_PLANE.unpack_from(encoded, _HEADER.size + _PLANE.size * place) for place in range(item_size)]
+        sizes = [
+            _PLANE.unpack_from(encoded, _HEADER.size + _PLANE.size * place) for place in range(item_size)
+        ]
     except struct.error as error:
         raise CorruptBackup("a block ends within the header of its planes") from error
     count, left_over = divmod(raw_size, item_size)

@@ -1,7 +1,7 @@
 """The header of a GGUF file, versions 2 and 3: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
-Counts, then metadata (passed over, but for the alignment), then one record for each tensor. A tensor reaches to where the
-next one begins: so no table of the sizes of all quantized types is needed, and the padding belongs to it.
+Counts, then metadata (passed over, but for the alignment), then one record for each tensor. A tensor reaches to where
+the next one begins: so no table of the sizes of all quantized types is needed, and the padding belongs to it.
 """
 
 from __future__ import annotations

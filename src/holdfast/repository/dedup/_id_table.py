@@ -11,6 +11,8 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
+from holdfast.repository.dedup._column import Column
+
 _WORD = 1 << 64
 _FIRST_BITS = 10
 _BATCH = 1 << 18
@@ -23,9 +25,8 @@ class IdTable:
     def __init__(self, width: int) -> None:
         """`width`: bytes of an id, a multiple of 8."""
         self.width = width
-        self._count = 0
         self._words = width // 8
-        self._keys = np.zeros((0, self._words), np.uint64)
+        self._keys = Column(np.uint64, self._words)
         self._slots: npt.NDArray[np.uint32] = np.zeros(1 << _FIRST_BITS, np.uint32)  # row + 1; 0: free
         self._shift = np.uint64(64 - _FIRST_BITS)
         # Drawn at random, so that nobody can choose ids that all fall into one place.
@@ -33,12 +34,12 @@ class IdTable:
         self._struct = struct.Struct(f"={self._words}Q")
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._keys)
 
     @property
     def ids(self) -> npt.NDArray[np.uint8]:
         """All ids, by row. Valid until the next `add`."""
-        return self._keys[: self._count].view(np.uint8)
+        return self._keys.rows.view(np.uint8)
 
     @property
     def nbytes(self) -> int:
@@ -48,10 +49,13 @@ class IdTable:
     def row(self, key: bytes) -> int:
         """The row of one id; -1 when it is not there."""
         words = self._struct.unpack(key)
-        slot = sum(word * odd for word, odd in zip(words, self._odds, strict=True)) % _WORD >> int(self._shift)
+        slot = sum(word * odd for word, odd in zip(words, self._odds, strict=True)) % _WORD >> int(
+            self._shift
+        )
         mask = len(self._slots) - 1
+        keys = self._keys.rows
         while entry := int(self._slots[slot]):
-            if self._keys[entry - 1].tobytes() == key:
+            if keys[entry - 1].tobytes() == key:
                 return entry - 1
             slot = (slot + 1) & mask
         return -1
@@ -93,7 +97,7 @@ class IdTable:
             entries = self._slots[slots].astype(np.int64)
             taken = entries > 0
             pending, slots, entries = pending[taken], slots[taken], entries[taken] - 1
-            same = (self._keys[entries] == keys[pending]).all(axis=1)
+            same = (self._keys.rows[entries] == keys[pending]).all(axis=1)
             found[pending[same]] = entries[same]
             other = ~same
             pending, slots = pending[other], (slots[other] + 1) & mask
@@ -106,35 +110,31 @@ class IdTable:
             return rows
         new = keys[missing]
         first, which = _first_of_each(new)
-        fresh = new[first]
-        count = self._count + len(fresh)
-        self._make_room(count)
-        numbers = np.arange(self._count, count)
-        self._keys[self._count : count] = fresh
-        self._count = count
+        before = len(self._keys)
+        self._keys.append(new[first])
+        self._make_room(before)
+        numbers = np.arange(before, len(self._keys))
         self._place(numbers)
         rows[missing] = numbers[which]
         return rows
 
-    def _make_room(self, count: int) -> None:
-        if count >= _WORD >> 33:
+    def _make_room(self, placed: int) -> None:
+        """Makes slots for all keys, of which some have one: at most two thirds are taken."""
+        count = len(self._keys)
+        if count >= 1 << 31:
             raise ValueError("a table has room for 2**31 ids")
-        if count > len(self._keys):
-            # In place, and by little: the system moves the pages, and nothing is held twice.
-            self._keys.resize((max(count, len(self._keys) * 9 // 8, 1024), self._words), refcheck=False)
-        if count * 3 > len(self._slots) * 2:
-            bits = len(self._slots).bit_length() - 1
-            while count * 3 > (1 << bits) * 2:
-                bits += 1
-            self._shift = np.uint64(64 - bits)
-            self._slots = np.zeros(1 << bits, np.uint32)
-            for start in range(0, self._count, _BATCH):
-                self._place(np.arange(start, min(start + _BATCH, self._count)))
+        if count * 3 <= len(self._slots) * 2:
+            return
+        bits = (count * 3 // 2).bit_length()
+        self._shift = np.uint64(64 - bits)
+        self._slots = np.zeros(1 << bits, np.uint32)
+        for start in range(0, placed, _BATCH):
+            self._place(np.arange(start, min(start + _BATCH, placed)))
 
     def _place(self, rows: npt.NDArray[np.int64]) -> None:
         """Gives slots to rows whose ids have none."""
         mask = len(self._slots) - 1
-        slots = self._hashes(self._keys[rows[0] : rows[-1] + 1])
+        slots = self._hashes(self._keys.rows[rows])
         while len(rows):
             free = np.flatnonzero(self._slots[slots] == 0)
             # Of several that want one slot, the last written has it.

@@ -6,7 +6,6 @@ A run's key file is durable before its first pack, so no pack ever waits for a k
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import secrets
 from collections.abc import Sequence
@@ -214,8 +213,6 @@ def _parse(text: bytes, path: str) -> RunKeys:
     # No cause is kept: it could quote the content.
     try:
         record = json.loads(text)
-        if not isinstance(record, dict):
-            raise ValueError
         return RunKeys(
             run=_text(record["run"]),
             repository=_text(record["repository"]),
@@ -224,7 +221,7 @@ def _parse(text: bytes, path: str) -> RunKeys:
             writer=_text(record["writer"]),
             started=parse_timestamp(_text(record["started"])),
         )
-    except (ValueError, KeyError, RecursionError, binascii.Error):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise CorruptBackup(f"{path} does not hold the keys of a run") from None
 
 

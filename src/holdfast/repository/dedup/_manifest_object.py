@@ -42,7 +42,9 @@ class ManifestWriter:
 
     def __init__(self, header: Header, *, repository: str, run: str) -> None:
         head = json.loads(manifest.header_line(header))
-        self._head = json.dumps({**head, "repository": repository, "run": run}, separators=(",", ":")).encode()
+        self._head = json.dumps(
+            {**head, "repository": repository, "run": run}, separators=(",", ":")
+        ).encode()
         self._head += b"\n"
         self._rows = private_file()
 
@@ -155,7 +157,9 @@ class ManifestReader:
 
     def _section(self, key: SourceKey, whole: bool, offset: int) -> None:
         if key in self._sections or len(self._sections) >= _SOURCES_LIMIT:
-            raise HostileBackup(f"{self.name}: the manifest lists a source twice, or more than any service has")
+            raise HostileBackup(
+                f"{self.name}: the manifest lists a source twice, or more than any service has"
+            )
         if not whole:
             raise CorruptBackup(f"{self.name}: a source is said not to be whole")
         self._sections[key] = offset

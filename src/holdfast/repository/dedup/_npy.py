@@ -41,6 +41,8 @@ class NpyHeader:
         # A complex number is two items.
         item_size = int(dtype[3]) // (2 if dtype[2] == b"c" else 1)
         label = tensor_label(
-            "npy", (dtype[1] + dtype[2] + dtype[3]).decode(), [int(n) for n in shape[1].split(b",") if n.strip()]
+            "npy",
+            (dtype[1] + dtype[2] + dtype[3]).decode(),
+            [int(n) for n in shape[1].split(b",") if n.strip()],
         )
         return Layout(end, [Extent(end, ENDLESS, item_size if item_size in ITEM_SIZES else 1, label)])

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+import numpy as np
 from blake3 import blake3
 
 from holdfast.errors import CorruptBackup
@@ -20,7 +21,6 @@ from holdfast.repository.dedup._table import (
     PACK_END,
     PACK_MAGIC,
     BlockRow,
-    ChunkRow,
     PackTable,
     parse_table,
 )
@@ -40,8 +40,8 @@ class PackReader:
     def __init__(
         self, source: RandomAccess, name: str, keys: RunKeys, *, table: PackTable | None = None
     ) -> None:
-        """`keys`: those of the run that the name begins with. `table`: when it is known from an index; then nothing is
-        read before a block is.
+        """`keys`: those of the run that the name begins with. `table`: when it is known from an index; then nothing
+        is read before a block is.
 
         Raises CorruptBackup for what is not a whole pack of that name.
         """
@@ -60,34 +60,35 @@ class PackReader:
         row = self._blocks[position]
         return self._open_block(row, self._read(row.offset, row.length), resolve)
 
+    def compare(self, position: int, raw: Bytes) -> None:
+        """Compares the chunks of an opened block with their ids. Raises CorruptBackup."""
+        view = memoryview(raw)
+        first, end = np.searchsorted(self.table.chunk_blocks, [position, position + 1]).tolist()
+        for row in range(first, end):
+            offset, name = int(self.table.chunk_offsets[row]), self.table.ids[row].tobytes()
+            data = view[offset : offset + int(self.table.chunk_lengths[row])]
+            if chunk_id(self._keys.id_key, data) != name:
+                raise CorruptBackup(
+                    f"block {position} of pack {self.name} does not hold chunk {name.hex()}, as its table says"
+                )
+
     def verify(self, resolve: Resolve) -> None:
         """Reads everything, and compares every chunk with its id and the pack with its digest.
 
         Raises CorruptBackup, and what `resolve` raises.
         """
         digest = blake3(self._read(0, HEADER_LENGTH))
-        chunks = iter(self.table.chunks())
-        chunk = next(chunks, None)
         end = HEADER_LENGTH
         for row in self._blocks:
             sealed = self._read(row.offset, row.length)
             digest.update(sealed)
-            raw = memoryview(self._open_block(row, sealed, resolve))
-            while chunk is not None and chunk.block == row.position:
-                self._compare(chunk, raw)
-                chunk = next(chunks, None)
+            self.compare(row.position, self._open_block(row, sealed, resolve))
             end = row.offset + row.length
         _, expected, _ = self._read_trailer()
         digest.update(self._read(end, self._source.size - end - (_TRAILER.size - 4)))
-        if self._source.size != self.table.size or digest.digest() != expected:
+        found = digest.hexdigest()
+        if self._source.size != self.table.size or found != expected.hex() or found != self.table.hash:
             raise CorruptBackup(f"pack {self.name} is damaged: its digest is another one")
-
-    def _compare(self, chunk: ChunkRow, raw: memoryview) -> None:
-        found = chunk_id(self._keys.id_key, raw[chunk.offset : chunk.offset + chunk.length])
-        if found != chunk.id:
-            raise CorruptBackup(
-                f"block {chunk.block} of pack {self.name} does not hold the chunk {chunk.id.hex()} that its table names"
-            )
 
     def _open_block(self, row: BlockRow, sealed: bytes, resolve: Resolve) -> bytes:
         what = f"block {row.position} of pack {self.name}"
@@ -105,10 +106,12 @@ class PackReader:
         if size > MAX_PACK:
             raise CorruptBackup(f"{self.name} has {size} bytes, more than a pack may have")
         self._check_header(self._source.read_at(0, HEADER_LENGTH))
-        length, _, tail = self._read_trailer()
+        length, digest, tail = self._read_trailer()
         end = size - _TRAILER.size
         if not TAG_LENGTH <= length <= min(end - HEADER_LENGTH, MAX_TABLE):
-            raise CorruptBackup(f"pack {self.name} is cut short or damaged: its table cannot have {length} bytes")
+            raise CorruptBackup(
+                f"pack {self.name} is cut short or damaged: its table cannot have {length} bytes"
+            )
         missing = length - (len(tail) - _TRAILER.size)
         if missing > 0:
             tail = self._read(end - length, missing) + tail
@@ -118,7 +121,7 @@ class PackReader:
             raise CorruptBackup(
                 f"the table of pack {self.name} is damaged, or sealed with a key that is not this run's"
             )
-        return parse_table(packed, pack=self.name, size=size, table_end=end - length)
+        return parse_table(packed, pack=self.name, size=size, digest=digest.hex(), table_end=end - length)
 
     def _check_header(self, header: bytes) -> None:
         if header == self._sealer.header:

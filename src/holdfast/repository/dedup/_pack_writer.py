@@ -23,6 +23,7 @@ from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._names import object_name, pack_path
 from holdfast.repository.dedup._seal import BLOCK, TABLE, TABLE_POSITION, Sealer
 from holdfast.repository.dedup._table import (
+    BASE_LENGTH,
     DIFFERENCE,
     MAX_BLOCKS,
     MAX_CHUNKS,
@@ -32,6 +33,7 @@ from holdfast.repository.dedup._table import (
     U8,
     U32,
     PackTable,
+    pack_base,
     parse_table,
 )
 from holdfast.storage.base import Storage
@@ -53,15 +55,15 @@ class _Sealed(NamedTuple):
     data: bytes
     raw: int
     codec: int
-    base: bytes | None
+    base: bytes
 
 
 class PackWriter:
     """One pack being written. Nobody sees it before `finish`.
 
-    Chunks are not copied before a thread of `pool` comes to them: their memory must stay as it is until `finish`. At
-    most `pending` blocks are in memory. An error of a block or of the storage is raised by the next call, and by every
-    later one. Leaving the context without `finish` aborts. For one calling thread.
+    Chunks are not copied before a thread of `pool` comes to them: their memory must stay as it is until the pack is
+    finished. At most `pending` blocks are in memory. An error of a block or of the storage is raised by a later call,
+    by `finish` at the latest. Leaving the context without `finish` aborts. For one calling thread.
     """
 
     def __init__(
@@ -107,12 +109,14 @@ class PackWriter:
             or len(self._chunk_lengths) > MAX_CHUNKS - BLOCK_CHUNKS
         )
 
-    def add_block(self, chunks: Sequence[Chunk], item_size: int = 1, base: Chunk | None = None) -> None:
+    def add_block(
+        self, chunks: Sequence[Chunk], item_size: int = 1, base: Chunk | None = None, *, base_pack: str = ""
+    ) -> None:
         """Stores chunks of one kind of content, together; one that has a `base`, alone. Waits while too many blocks
         are in memory.
 
         `item_size`: that of the tensor, 1 where there is none. `base`: what to try a difference from; as long as the
-        chunk.
+        chunk. `base_pack`: where readers find it at once; they must search for it otherwise.
 
         Raises RepositoryError when a block does not decompress to what it was made from, StorageError, and ValueError
         for more than a block or a pack can hold.
@@ -136,7 +140,7 @@ class PackWriter:
             self._chunk_offsets.append(offset)
             self._chunk_lengths.append(size)
             offset += size
-        sealing = self._pool.submit(_seal_block, self._sealer, position, chunks, item_size, base)
+        sealing = self._pool.submit(_seal_block, self._sealer, position, chunks, item_size, base, base_pack)
         self._pending.append((sealing, self._writer.submit(self._release, sealing)))
 
     def finish(self) -> PackTable:
@@ -187,7 +191,7 @@ class PackWriter:
             self._block_lengths.append(len(block.data))
             self._block_raws.append(block.raw)
             self._block_codecs.append(block.codec)
-            self._bases += block.base or b""
+            self._bases += block.base
         except BaseException as error:
             self._failure = error
             raise
@@ -200,23 +204,25 @@ class PackWriter:
             table = PackTable(
                 name=self.name,
                 size=self.size,
+                hash="",
                 block_lengths=_u32(self._block_lengths),
                 block_raws=_u32(self._block_raws),
                 block_codecs=np.frombuffer(bytes(self._block_codecs), np.uint8),
-                bases=_rows(self._bases),
-                ids=_rows(self._ids),
+                bases=_rows(self._bases, BASE_LENGTH),
+                ids=_rows(self._ids, ID_LENGTH),
                 chunk_blocks=_u32(self._chunk_blocks),
                 chunk_offsets=_u32(self._chunk_offsets),
                 chunk_lengths=_u32(self._chunk_lengths),
             )
             packed = zstandard.ZstdCompressor(_TABLE_LEVEL).compress(table.encode())
             # As with blocks: what could not be read back must not be called stored.
-            parse_table(packed, pack=self.name, size=self.size, table_end=self.size)
+            parse_table(packed, pack=self.name, size=self.size, digest="", table_end=self.size)
             sealed = self._sealer.seal(TABLE, TABLE_POSITION, packed)
             self._write(sealed + struct.pack("<I", len(sealed)))
-            self._write(self._hash.digest() + PACK_END)
+            digest = self._hash.digest()
+            self._write(digest + PACK_END)
             self._upload.publish()
-            return replace(table, size=self.size)
+            return replace(table, size=self.size, hash=digest.hex())
         finally:
             self._upload.abort()
 
@@ -237,10 +243,7 @@ class BlockBuilder:
 
     def add(self, name: bytes, data: Bytes) -> list[Chunk]:
         """Takes a chunk. Returns the block that is full by it, or has no room for it; else nothing."""
-        if self.size + len(data) > BLOCK_SIZE and self._chunks:
-            full = self.take()
-        else:
-            full = []
+        full = self.take() if self.size + len(data) > BLOCK_SIZE else []
         self._chunks.append((name, data))
         self.size += len(data)
         if not full and (self.size >= BLOCK_SIZE or len(self._chunks) >= BLOCK_CHUNKS):
@@ -254,11 +257,10 @@ class BlockBuilder:
 
 
 def _seal_block(
-    sealer: Sealer, position: int, chunks: Sequence[Chunk], item_size: int, base: Chunk | None
+    sealer: Sealer, position: int, chunks: Sequence[Chunk], item_size: int, base: Chunk | None, base_pack: str
 ) -> _Sealed:
     raw = b"".join([data for _, data in chunks])
-    base_id, base_data = base or (None, None)
-    base_view = None if base_data is None else memoryview(base_data).cast("B")
+    base_view = None if base is None else memoryview(base[1]).cast("B")
     codec, encoded = encode(memoryview(raw), item_size, base_view)
     if decode(codec, encoded, len(raw), base_view if codec == DIFFERENCE else None) != raw:
         raise RepositoryError(
@@ -266,12 +268,13 @@ def _seal_block(
             hint="The memory or the processor of this machine is faulty: test both, then back up again.",
         )
     sealed = sealer.seal(BLOCK, position, encoded)
-    return _Sealed(sealed, len(raw), codec, base_id if codec == DIFFERENCE else None)
+    used = b"" if base is None or codec != DIFFERENCE else pack_base(base[0], base_pack)
+    return _Sealed(sealed, len(raw), codec, used)
 
 
 def _u32(values: array[int]) -> U32:
     return np.array(values, np.uint32)
 
 
-def _rows(data: bytearray) -> U8:
-    return np.frombuffer(bytes(data), np.uint8).reshape(-1, ID_LENGTH)
+def _rows(data: bytearray, width: int) -> U8:
+    return np.frombuffer(bytes(data), np.uint8).reshape(-1, width)

@@ -3,8 +3,8 @@
 The bytes of one place in all items are a *plane*. In weights, the plane with the exponents uses few values, often the
 same ones, and those of the mantissa are noise: apart, each can be coded as it deserves.
 
-*Rotated* items are turned left by one bit first: the sign of an IEEE 754 number, which is noise, leaves the plane of the
-exponent, which then holds nothing else for float32 and bfloat16.
+*Rotated* items are turned left by one bit first: the sign of an IEEE 754 number, which is noise, leaves the plane of
+the exponent, which then holds nothing else for float32 and bfloat16.
 
 All arithmetic is on unsigned integers and wraps around, so every pattern of bits comes back, NaN payloads included.
 numpy releases the GIL in all that takes long here.
@@ -23,7 +23,12 @@ Items: TypeAlias = NDArray[Any]
 """Unsigned integers of the item's size, little-endian."""
 
 ITEM_SIZES = (1, 2, 4, 8)
-_TYPES = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4"), 8: np.dtype("<u8")}
+_TYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+    8: np.dtype("<u8"),
+}
 
 
 def items(data: bytes | bytearray | memoryview | Plane, item_size: int) -> Items:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from holdfast.repository.dedup._planes import Items, Plane, differences, items, split
 from holdfast.repository.dedup._zstd import Effort, compress
 
@@ -108,7 +106,9 @@ def _against(sample: memoryview, base: memoryview, item_size: int) -> Way:
     return _planes(split(delta, rotated=False), item_size, difference=True)
 
 
-def _planes(planes: Sequence[Plane], item_size: int, *, rotated: bool = False, difference: bool = False) -> Way:
+def _planes(
+    planes: Sequence[Plane], item_size: int, *, rotated: bool = False, difference: bool = False
+) -> Way:
     judged = [_coder(plane) for plane in planes]
     estimate = sum(part for part, _ in judged) / len(judged)
     return Way(estimate, item_size, rotated, difference, tuple(coder for _, coder in judged))

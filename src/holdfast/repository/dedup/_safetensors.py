@@ -1,8 +1,8 @@
 """The header of a safetensors file: https://huggingface.co/docs/safetensors/index#format
 
-Eight bytes of length, little-endian, then JSON: ``{"name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, …}``.
-Offsets count from the end of the header. The members are read one by one, so that memory holds what they say and never
-the whole header.
+Eight bytes of length, little-endian, then JSON: ``{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, …}``.
+Offsets count from the end of the header. The members are read one by one, so that memory holds what they say and
+never the whole header.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class SafetensorsHeader:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._text = ""
         self._opened = False
+        self._retry_at = 0
         self._extents: list[Extent] = []
 
     def feed(self, data: memoryview) -> Layout | None:
@@ -59,7 +60,7 @@ class SafetensorsHeader:
         self._left -= len(data)
         try:
             self._text += self._decoder.decode(data, final=not self._left)
-            closed = self._read_members()
+            closed = (not self._left or len(self._text) >= self._retry_at) and self._read_members()
         except RecursionError as error:
             raise ValueError("the header is nested too deeply") from error
         if not self._left and closed:
@@ -82,6 +83,8 @@ class SafetensorsHeader:
             self._opened = True
             at = end
         self._text = self._text[at:]
+        # A long member that is not all there is not tried again for every few bytes more of it.
+        self._retry_at = min(2 * len(self._text), _MAX_MEMBER)
         return False
 
     def _read_member(self, at: int) -> int | None:
@@ -108,7 +111,9 @@ class SafetensorsHeader:
         match value:
             case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]}:
                 numbers = [begin, end, *shape]
-                if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
+                if len(shape) > _MAX_DIMENSIONS or not all(
+                    type(n) is int and 0 <= n < 1 << 63 for n in numbers
+                ):
                     return None
                 item_size = _ITEM.get(dtype, 1)
                 if (end - begin) * 8 != math.prod(shape) * _BITS.get(dtype, item_size * 8):

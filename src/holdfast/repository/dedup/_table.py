@@ -2,7 +2,8 @@
 
 One line of JSON, then the columns that it counts, one after the other, little-endian, without padding:
 
-    blocks: length u32 · raw u32 · codec u8 · base 32 bytes, only of those that are differences
+    blocks: length u32 · raw u32 · codec u8 · base 52 bytes, only of those that are differences: the id of a chunk,
+            and the pack that has it (run, number u32; zeros where the writer does not say)
     chunks: id 32 bytes · block u32 · offset u32 · length u32
 
 Columns, because an index has millions of rows: they are read as they lie, and their size is known before memory is
@@ -12,6 +13,8 @@ taken for them.
 from __future__ import annotations
 
 import json
+import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -22,7 +25,7 @@ import zstandard
 
 from holdfast.errors import CorruptBackup
 from holdfast.repository.dedup._ids import ID_LENGTH, Bytes
-from holdfast.repository.dedup._names import parse_object_name
+from holdfast.repository.dedup._names import object_name, parse_object_name
 from holdfast.repository.dedup._seal import HEADER_LENGTH, TAG_LENGTH
 
 PACK_MAGIC: Final = b"HFPACK01"
@@ -43,7 +46,11 @@ DIFFERENCE: Final = 3
 CODECS: Final = 4
 """How many codecs version 1 has."""
 
-_LINE_LIMIT = 4096
+BASE_LENGTH: Final = ID_LENGTH + 20
+
+LINE_LIMIT: Final = 4096
+_NO_PACK = bytes(20)
+_HASH = re.compile(r"[0-9a-f]{64}")
 _U32 = np.dtype("<u4")
 _U8 = np.dtype("u1")
 
@@ -64,6 +71,8 @@ class BlockRow(NamedTuple):
     codec: int
     base: bytes | None
     """The id of the chunk that it is a difference from."""
+    base_pack: str = ""
+    """Where that chunk was when this was written; empty where the writer does not say."""
 
 
 class ChunkRow(NamedTuple):
@@ -82,11 +91,13 @@ class PackTable:
     name: str
     size: int
     """Bytes of the pack."""
+    hash: str
+    """The digest in its trailer, hexadecimal: BLAKE3 of all before it."""
     block_lengths: U32
     block_raws: U32
     block_codecs: U8
     bases: U8
-    """Rows of 32 bytes, one for each block that is a difference."""
+    """Rows of 52 bytes, one for each block that is a difference."""
     ids: U8
     """Rows of 32 bytes."""
     chunk_blocks: U32
@@ -111,9 +122,7 @@ class PackTable:
         """All blocks, in order."""
         bases = iter(self.bases)
         return [
-            BlockRow(
-                position, offset, length, raw, codec, next(bases).tobytes() if codec == DIFFERENCE else None
-            )
+            make_block_row(position, offset, length, raw, codec, next(bases) if codec == DIFFERENCE else None)
             for position, (offset, length, raw, codec) in enumerate(
                 zip(
                     self.block_offsets()[:-1].tolist(),
@@ -161,40 +170,72 @@ class TableHead(NamedTuple):
     """The first line of a table."""
 
     pack: str
-    """Empty in the pack itself."""
+    """Empty in the pack itself, which cannot say the next two either."""
     size: int
+    hash: str
     blocks: int
     chunks: int
     bytes: int
     """Of the columns after the line."""
 
 
+def make_block_row(
+    position: int, offset: int, length: int, raw: int, codec: int, base: U8 | None
+) -> BlockRow:
+    """A block's row; `base`: its row of 52 bytes, for a difference."""
+    if base is None:
+        return BlockRow(position, offset, length, raw, codec, None)
+    data = base.tobytes()
+    return BlockRow(position, offset, length, raw, codec, data[:ID_LENGTH], _unpack_pack(data[ID_LENGTH:]))
+
+
+def pack_base(name: bytes, pack: str) -> bytes:
+    """The 52 bytes for a base; `pack`: empty where it is not said."""
+    if not pack:
+        return name + _NO_PACK
+    run, number = parse_object_name(pack)
+    return name + bytes.fromhex(run) + struct.pack("<I", number)
+
+
+def _unpack_pack(data: bytes) -> str:
+    if data == _NO_PACK:
+        return ""
+    run, number = struct.unpack("<16sI", data)
+    return object_name(run.hex(), number)
+
+
 def parse_head(line: bytes, what: str) -> TableHead:
     """Checks a table's first line. Raises CorruptBackup."""
     try:
-        if len(line) > _LINE_LIMIT:
+        if len(line) > LINE_LIMIT:
             raise ValueError
         record = json.loads(line)
+        if not isinstance(record, dict):
+            raise TypeError
         head = TableHead(
-            pack=record["pack"] if "pack" in record else "",
+            pack=record.get("pack", ""),
             size=_count(record["size"], MAX_PACK) if "pack" in record else 0,
+            hash=record["hash"] if "pack" in record else "",
             blocks=_count(record["blocks"], MAX_BLOCKS),
             chunks=_count(record["chunks"], MAX_CHUNKS),
             bytes=_count(record["bytes"], MAX_TABLE),
         )
         if "pack" in record:
             parse_object_name(head.pack)
+            if not _HASH.fullmatch(head.hash):
+                raise ValueError
     except (ValueError, TypeError, KeyError, RecursionError):
         raise CorruptBackup(f"{what} has a table that does not begin as one must") from None
     return head
 
 
-def parse_columns(head: TableHead, data: Bytes, *, pack: str, size: int, table_end: int | None) -> PackTable:
+def parse_columns(head: TableHead, data: Bytes, *, table_end: int | None) -> PackTable:
     """Checks the columns that a first line counts, and makes a table of them.
 
-    `size` is the pack's; `table_end`, where the last block must end in it, None where that is not known.
-    Columns after those known here are passed over. Raises CorruptBackup.
+    `table_end`: where the last block must end in the pack, None where that is not known. Columns after those known
+    here are passed over. Raises CorruptBackup.
     """
+    pack = head.pack
 
     def refuse(why: str) -> CorruptBackup:
         return CorruptBackup(f"the table of pack {pack} {why}")
@@ -218,15 +259,16 @@ def parse_columns(head: TableHead, data: Bytes, *, pack: str, size: int, table_e
             hint="Update Holdfast: `holdfast --version` shows yours.",
         )
     differences = int(np.count_nonzero(codecs == DIFFERENCE))
-    if len(data) < fixed + differences * ID_LENGTH:
+    if len(data) < fixed + differences * BASE_LENGTH:
         raise refuse("is shorter than it says")
     table = PackTable(
         name=pack,
-        size=size,
+        size=head.size,
+        hash=head.hash,
         block_lengths=lengths,
         block_raws=raws,
         block_codecs=codecs,
-        bases=column(_U8, differences * ID_LENGTH).reshape(-1, ID_LENGTH),
+        bases=column(_U8, differences * BASE_LENGTH).reshape(-1, BASE_LENGTH),
         ids=column(_U8, head.chunks * ID_LENGTH).reshape(-1, ID_LENGTH),
         chunk_blocks=column(_U32, head.chunks),
         chunk_offsets=column(_U32, head.chunks),
@@ -272,17 +314,21 @@ def _count(value: object, limit: int) -> int:
     return value
 
 
-def parse_table(packed: bytes, *, pack: str, size: int, table_end: int) -> PackTable:
-    """Makes a table of what a pack has of it: one zstd frame. Raises CorruptBackup."""
+def parse_table(packed: bytes, *, pack: str, size: int, digest: str, table_end: int) -> PackTable:
+    """Makes a table of what a pack has of it: one zstd frame. The rest is what is seen from outside.
+
+    Raises CorruptBackup.
+    """
     what = f"pack {pack}"
     data = inflate(packed, limit=MAX_TABLE)
     if data is None:
         raise CorruptBackup(f"{what} has a table that does not decompress")
-    line, newline, _ = data[: _LINE_LIMIT + 1].partition(b"\n")
+    line, newline, _ = data[: LINE_LIMIT + 1].partition(b"\n")
     if not newline:
         raise CorruptBackup(f"{what} has a table that does not begin as one must")
     columns = memoryview(data)[len(line) + 1 :]
-    return parse_columns(parse_head(line, what), columns, pack=pack, size=size, table_end=table_end)
+    head = parse_head(line, what)._replace(pack=pack, size=size, hash=digest)
+    return parse_columns(head, columns, table_end=table_end)
 
 
 def inflate(data: bytes, *, limit: int) -> bytes | None:

@@ -1,8 +1,8 @@
 """Zip files whose members are stored as they are: those of torch.save (`.pt`) and numpy.savez (`.npz`).
 
-Each member is cut from its own beginning, so the same tensor gives the same chunks wherever it lies, and its items stay
-whole. The list of members stands at the end of a zip, too late for a stream, so the headers before the members are
-followed instead: section 4.3.7 of https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
+Each member is cut from its own beginning, so the same tensor gives the same chunks wherever it lies, and its items
+stay whole. The list of members stands at the end of a zip, too late for a stream, so the headers before the members
+are followed instead: section 4.3.7 of https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from holdfast.repository.dedup._chunk import MAX_CHUNK, Chunk, by_content, fixed
 from holdfast.repository.dedup._layout import tensor_label
 from holdfast.repository.dedup._stream import ByteStream
 
-# Signature, version needed, flags, method, time, date, CRC-32, compressed and raw size, lengths of name and extra field.
+# Signature, version needed, flags, method, time, date, CRC-32, compressed and raw size, lengths of name and extra.
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _SIGNATURE = b"PK\3\4"
 _SIZE_FOLLOWS = 1 << 3
@@ -61,7 +61,9 @@ def _member(stream: ByteStream) -> _Member | None:
     start = stream.peek(_LOCAL_HEADER.size)
     if len(start) < _LOCAL_HEADER.size:
         return None
-    signature, _, flags, method, _, _, _, size, raw_size, name_length, extra_length = _LOCAL_HEADER.unpack(start)
+    signature, _, flags, method, _, _, _, size, raw_size, name_length, extra_length = _LOCAL_HEADER.unpack(
+        start
+    )
     if signature != _SIGNATURE:
         return None
     length = _LOCAL_HEADER.size + name_length + extra_length
@@ -89,12 +91,12 @@ def _to_next_member(stream: ByteStream, label: str) -> Iterator[Chunk]:
 
     Where the same bytes stand in the data of a member, it is cut there too, which costs a chunk.
     """
-    index = 0
+    part = 0
     while window := stream.peek(MAX_CHUNK + _NEXT_LENGTH - 1):
         found = _NEXT.search(window)
         length = min(MAX_CHUNK, len(window)) if found is None else found.start()
         if length:
-            yield Chunk(stream.take(length), 1, label, index)
-            index += 1
+            yield Chunk(stream.take(length), 1, label, part)
+            part += 1
         if found is not None:
             return

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import threading
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import zstandard
 
@@ -71,7 +71,7 @@ def decompress(frame: Buffer, raw_size: int) -> bytes:
     try:
         if not 0 < raw_size <= MAX_RAW or zstandard.frame_content_size(frame) != raw_size:
             raise CorruptBackup(f"a zstd frame does not declare the {raw_size} bytes that it should hold")
-        raw = cast("bytes", _own.decompressor.decompress(frame, allow_extra_data=False))
+        raw = _own.decompressor.decompress(frame, allow_extra_data=False)
     except (zstandard.ZstdError, ValueError) as error:
         raise CorruptBackup(f"a zstd frame is damaged: {error}") from error
     if len(raw) != raw_size:

@@ -1,0 +1,178 @@
+"""Reads chunks out of packs: blocks are opened by several threads, ahead of who asks for them."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+from holdfast.errors import CorruptBackup
+from holdfast.repository._manifest import ChunkRef, PackRef
+from holdfast.repository.dedup._index import ChunkIndex, ChunkPlace
+from holdfast.repository.dedup._key_file import RunKeys
+from holdfast.repository.dedup._names import pack_path, parse_object_name
+from holdfast.repository.dedup._pack_reader import PackReader
+from holdfast.repository.dedup._table import BlockRow
+from holdfast.storage.base import OpenObject, Storage
+
+KeysOf = Callable[[str], RunKeys]
+"""The keys of a run. Raises CorruptBackup, KeyMissing, KeyWrong."""
+
+_AHEAD = 32
+"""Chunks whose blocks are opened before they are asked for."""
+_KEPT_BLOCKS = 32
+"""Opened ones, mostly of a MiB: small files share one."""
+_OPEN_PACKS = 32
+_BATCH = 1024
+_DEPTH = 4
+"""Of differences from differences. A writer makes none; a reader must not be led round in circles."""
+
+
+class _Block(NamedTuple):
+    pack: str
+    position: int
+
+
+class ChunkReader:
+    """The chunks of one backup, or of several. For one thread."""
+
+    def __init__(self, storage: Storage, keys_of: KeysOf, packs: Sequence[PackRef], *, name: str) -> None:
+        """`packs`: where the chunks lie. `name`: what errors call the backup."""
+        self._storage = storage
+        self._keys_of = keys_of
+        self._packs = packs
+        self._name = name
+        self._index = ChunkIndex()
+        self._loaded: set[int] = set()
+        self._readers: OrderedDict[str, tuple[OpenObject, PackReader]] = OrderedDict()
+        self._blocks: OrderedDict[_Block, Future[bytes]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="open")
+
+    def read(self, chunks: Iterable[ChunkRef]) -> Iterator[memoryview]:
+        """The content of each chunk, in order, compared with its id. Raises CorruptBackup."""
+        places = self._places(chunks)
+        window: deque[tuple[ChunkRef, ChunkPlace, Future[bytes]]] = deque()
+        for ref, place in islice(places, _AHEAD):
+            window.append((ref, place, self._block(place)))
+        while window:
+            ref, place, opened = window.popleft()
+            if following := next(places, None):
+                window.append((*following, self._block(following[1])))
+            block = memoryview(opened.result())
+            yield block[place.offset : place.offset + place.length]
+
+    def chunk(self, name: bytes) -> bytes:
+        """One chunk by its id, in whichever pack it lies. Raises CorruptBackup when none has it."""
+        place = self._index.get(name)
+        for number in range(len(self._packs)):
+            if place is not None:
+                break
+            self._load(number)
+            place = self._index.get(name)
+        if place is None:
+            raise CorruptBackup(f"{self._name}: no pack holds the chunk {name.hex()}")
+        block = self._block(place).result()
+        return block[place.offset : place.offset + place.length]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        for source, _ in self._readers.values():
+            source.close()
+        self._readers.clear()
+
+    def _places(self, chunks: Iterable[ChunkRef]) -> Iterator[tuple[ChunkRef, ChunkPlace]]:
+        rest = iter(chunks)
+        while batch := list(islice(rest, _BATCH)):
+            for number in {ref.pack for ref in batch} - self._loaded:
+                self._load(number)
+            found = self._index.find_many([bytes.fromhex(ref.id) for ref in batch])
+            for ref, place in zip(batch, found, strict=True):
+                if place is None or place.length != ref.length:
+                    raise CorruptBackup(
+                        f"{self._name}: pack {self._packs[ref.pack].name} does not hold the chunk {ref.id}"
+                    )
+                yield ref, place
+
+    def _load(self, number: int) -> None:
+        """Takes in the table of a pack."""
+        if number in self._loaded:
+            return
+        if number >= len(self._packs) or not self._packs[number].hash:
+            raise CorruptBackup(f"{self._name}: a chunk is said to lie in a pack that is not listed")
+        self._index.add(self._reader(self._packs[number].name).table)
+        self._loaded.add(number)
+
+    def _reader(self, pack: str) -> PackReader:
+        held = self._readers.get(pack)
+        if held is not None:
+            self._readers.move_to_end(pack)
+            return held[1]
+        run, _ = parse_object_name(pack)
+        try:
+            source = self._storage.open(pack_path(pack))
+        except FileNotFoundError:
+            raise CorruptBackup(
+                f"pack {pack} is missing, which {self._name} needs",
+                hint="Put it back from a copy. Other backups may be whole: `holdfast verify --all` shows which.",
+            ) from None
+        try:
+            reader = PackReader(source, pack, self._keys_of(run))
+        except BaseException:
+            source.close()
+            raise
+        self._readers[pack] = source, reader
+        while len(self._readers) > _OPEN_PACKS:
+            # Blocks of it may still be on their way: they are awaited first.
+            old, (oldest, _) = self._readers.popitem(last=False)
+            for block in [block for block in self._blocks if block.pack == old]:
+                self._blocks.pop(block).exception()
+            oldest.close()
+        return reader
+
+    def _block(self, place: ChunkPlace, depth: int = 0) -> Future[bytes]:
+        """The block that a chunk lies in, opened or on its way."""
+        key = _Block(place.pack, place.block.position)
+        held = self._blocks.get(key)
+        if held is None:
+            reader = self._reader(place.pack)
+            base = place.block.base
+            if base is None:
+                held = self._pool.submit(_open, reader, place.block, None)
+            else:
+                if depth >= _DEPTH:
+                    raise CorruptBackup(f"{self._name}: a difference rests on itself")
+                # Asked for here, and not by the thread that needs it: that could wait for itself.
+                held = self._pool.submit(_open, reader, place.block, self._whole(base, depth))
+            self._blocks[key] = held
+            self._forget_blocks()
+        else:
+            self._blocks.move_to_end(key)
+        return held
+
+    def _whole(self, base: bytes, depth: int) -> bytes:
+        place = self._index.get(base)
+        for number in range(len(self._packs)):
+            if place is not None:
+                break
+            if self._packs[number].hash:
+                self._load(number)
+                place = self._index.get(base)
+        if place is None:
+            raise CorruptBackup(f"{self._name}: the base {base.hex()} of a difference is in no pack")
+        block = self._block(place, depth + 1).result()
+        return block[place.offset : place.offset + place.length]
+
+    def _forget_blocks(self) -> None:
+        while len(self._blocks) > _KEPT_BLOCKS:
+            self._blocks.popitem(last=False)
+
+
+def _open(reader: PackReader, row: BlockRow, base: bytes | None) -> bytes:
+    """In a thread: a block's raw bytes, each of its chunks compared with its id."""
+    raw = reader.block(row.position, lambda _: base or b"")
+    reader.compare(row.position, raw)
+    return raw
+

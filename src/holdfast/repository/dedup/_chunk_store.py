@@ -1,0 +1,209 @@
+"""Stores chunks: finds those that are there already, gathers the others into blocks, and the blocks into packs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from blake3 import blake3
+
+from holdfast.errors import SizeLimitExceeded
+from holdfast.repository._manifest import ChunkRef, PackRef
+from holdfast.repository.dedup._chunk import Chunk
+from holdfast.repository.dedup._ids import chunk_id
+from holdfast.repository.dedup._key_file import RunKeys
+from holdfast.repository.dedup._known import Known
+from holdfast.repository.dedup._pack_writer import BlockBuilder, PackWriter
+from holdfast.repository.dedup._table import DIFFERENCE, PackTable
+from holdfast.repository.dedup._tensor_bases import TensorBases, tensor_identity
+from holdfast.storage.base import Storage
+
+ReadBase = Callable[[bytes], "bytes | None"]
+"""The content of a chunk that is stored, by its id; None where this host has no way to it."""
+
+
+class _Pack:
+    """A pack being written, and what is to be remembered of it."""
+
+    def __init__(self, writer: PackWriter, number: int) -> None:
+        self.writer = writer
+        self.number = number
+        """In the manifest's list."""
+        self.blocks = 0
+        self.tensors: list[tuple[int, bytes, bytes]] = []
+        """Block, tensor identity, chunk id."""
+
+
+class ChunkStore:
+    """The chunks of one run. For one thread."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        keys: RunKeys,
+        known: Known,
+        bases: TensorBases,
+        read_base: ReadBase,
+        *,
+        packs: list[PackRef],
+        max_bytes: int | None,
+    ) -> None:
+        """`packs`: those of the backup that this run compares with, whose numbers stay. `known` must hold nothing
+        that is not there any more."""
+        self.stored_bytes = 0
+        """Bytes that packs have taken, of which the last may still grow."""
+        self.tables: list[PackTable] = []
+        """Of the packs that this run has finished."""
+        self._storage = storage
+        self._keys = keys
+        self._known = known
+        self._bases = bases
+        self._read_base = read_base
+        self._max_bytes = max_bytes
+        self._packs = list(packs)
+        self._numbers = {pack.name: number for number, pack in enumerate(packs)}
+        self._used: set[int] = set()
+        self._new: dict[bytes, int] = {}
+        """Chunks of this run's packs, and the number of the pack."""
+        self._builders: dict[int, BlockBuilder] = {}
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="seal")
+        self._pack: _Pack | None = None
+        self._count = 0
+        self._finishing: tuple[_Pack, Future[PackTable]] | None = None
+
+    def put(self, chunk: Chunk) -> ChunkRef:
+        """Stores a chunk, if it is not there yet. Raises StorageError, RepositoryError, SizeLimitExceeded."""
+        name = chunk_id(self._keys.id_key, chunk.data)
+        length = len(chunk.data)
+        number = self._new.get(name)
+        if number is None:
+            found = self._known.get(name)
+            number = self._number(found.pack) if found is not None else self._store(name, chunk)
+        self._used.add(number)
+        return ChunkRef(length, name.hex(), number)
+
+    def use(self, pack: int) -> None:
+        """A chunk is kept as the other backup has it: its pack, by its number, is needed on."""
+        self._used.add(pack)
+
+    def finish(self) -> list[PackRef]:
+        """Makes everything durable. Returns the packs that are needed, in the order of their numbers."""
+        self._flush()
+        self._settle()
+        self._bases.save()
+        self._pool.shutdown()
+        sizes = self._known.packs()
+        hashes = {table.name: table for table in self.tables}
+        packs = []
+        for number, pack in enumerate(self._packs):
+            if number not in self._used:
+                packs.append(PackRef(pack.name, 0, ""))
+            elif pack.name in hashes:
+                packs.append(PackRef(pack.name, hashes[pack.name].size, hashes[pack.name].hash))
+            else:
+                packs.append(PackRef(pack.name, sizes.get(pack.name, pack.size), pack.hash))
+        return packs
+
+    def abort(self) -> None:
+        """Gives up the pack that is not finished."""
+        if self._pack is not None:
+            self._pack.writer.abort()
+        self._pool.shutdown(cancel_futures=True)
+        if self._finishing is not None:
+            self._finishing[1].exception()
+
+    def _store(self, name: bytes, chunk: Chunk) -> int:
+        pack = self._current()
+        # The cutter gives each chunk's memory to the next one.
+        data = bytes(chunk.data)
+        self._new[name] = pack.number
+        identity = b""
+        if chunk.tensor:
+            identity = tensor_identity(self._keys.id_key, chunk.tensor, "", (), chunk.part)
+            if (base := self._base(identity, name, len(data))) is not None:
+                self._add(pack, [(name, data)], chunk.item_size, base, [(identity, name)])
+                return pack.number
+        builder = self._builders.setdefault(chunk.item_size, BlockBuilder(chunk.item_size))
+        if identity:
+            self._bases.put(identity, name)
+        if full := builder.add(name, data):
+            self._add(pack, full, chunk.item_size)
+        return pack.number
+
+    def _add(
+        self,
+        pack: _Pack,
+        chunks: list[tuple[bytes, bytes]],
+        item_size: int,
+        base: tuple[bytes, bytes] | None = None,
+        tensors: list[tuple[bytes, bytes]] | None = None,
+    ) -> None:
+        pack.tensors += [(pack.blocks, identity, name) for identity, name in tensors or ()]
+        pack.writer.add_block(chunks, item_size, base)
+        pack.blocks += 1
+        size = self.stored_bytes + pack.writer.size
+        if self._max_bytes is not None and size > self._max_bytes:
+            raise SizeLimitExceeded(f"the backup would add more than {self._max_bytes / 1e9:g} GB")
+
+    def _base(self, identity: bytes, name: bytes, length: int) -> tuple[bytes, bytes] | None:
+        """What to take a difference from: stored whole, known to be there, and at hand."""
+        base = self._bases.get(identity)
+        if base is None or base == name or self._bases.get(_as_difference(base)) is not None:
+            return None
+        found = self._known.get(base)
+        if found is None or found.length != length:
+            return None
+        data = self._read_base(base)
+        if data is None or len(data) != length or chunk_id(self._keys.id_key, data) != base:
+            return None
+        self._used.add(self._number(found.pack))
+        return base, data
+
+    def _current(self) -> _Pack:
+        if self._pack is not None and self._pack.writer.is_full:
+            self._flush()
+        if self._pack is None:
+            writer = PackWriter(self._storage, self._keys, self._count, self._pool)
+            self._count += 1
+            self._pack = _Pack(writer, self._number(writer.name))
+        return self._pack
+
+    def _flush(self) -> None:
+        """Ends the pack, with all that has been gathered for it: the manifest names it already."""
+        pack = self._pack
+        if pack is None:
+            return
+        for item_size, builder in self._builders.items():
+            if chunks := builder.take():
+                self._add(pack, chunks, item_size)
+        self._settle()
+        self._pack = None
+        self._finishing = pack, pack.writer.finishing()
+
+    def _settle(self) -> None:
+        """Remembers the pack that was ended last, once it is durable."""
+        if self._finishing is None:
+            return
+        (pack, finishing), self._finishing = self._finishing, None
+        table = finishing.result()
+        self.stored_bytes += table.size
+        self._known.add(self._keys, table)
+        self.tables.append(table)
+        for block, identity, name in pack.tensors:
+            if table.block_codecs[block] == DIFFERENCE:
+                self._bases.put(_as_difference(name), name)
+            else:
+                self._bases.put(identity, name)
+
+    def _number(self, pack: str) -> int:
+        number = self._numbers.get(pack)
+        if number is None:
+            number = self._numbers[pack] = len(self._packs)
+            self._packs.append(PackRef(pack, 0, ""))
+        return number
+
+
+def _as_difference(name: bytes) -> bytes:
+    """The identity under which it is remembered that a chunk lies there as a difference, and so is no base."""
+    return blake3(b"difference" + name).digest(length=16)

@@ -1,0 +1,163 @@
+"""What a writer remembers of what it has stored, so that a host that cannot read still finds its chunks again.
+
+Losing it, or its being damaged, costs space: chunks are stored once more. What it says must be true, so packs that
+are no longer there must be taken out of it before a run relies on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from holdfast.repository.dedup._column import Column
+from holdfast.repository.dedup._id_table import IdTable
+from holdfast.repository.dedup._ids import ID_LENGTH
+from holdfast.repository.dedup._key_file import RunKeys
+from holdfast.repository.dedup._names import object_name, parse_object_name
+from holdfast.repository.dedup._record_file import RecordFile
+from holdfast.repository.dedup._table import PackTable
+
+_MAGIC = b"HFKNOWN1"
+_PACK = struct.Struct("<16sIQ32sI")  # run, number, size and digest of the pack, how many chunks
+_BATCH = 1 << 16
+
+
+class KnownChunk(NamedTuple):
+    """A chunk that is stored."""
+
+    pack: str
+    length: int
+
+
+class _Pack(NamedTuple):
+    name: str
+    size: int
+    hash: str
+    chunks: int
+
+
+class Known:
+    """The chunks of one writer in one repository. For one thread at a time; processes may share the file."""
+
+    def __init__(self, directory: Path, *, repository: str, writer: str, id_key: bytes) -> None:
+        """Reads the memory that is kept in `directory`, which must exist.
+
+        `writer`: whose chunks; those of others are never mixed in. A memory of another repository or id key counts as
+        empty. Raises StorageError when the file cannot be read.
+        """
+        self._repository = repository
+        self._writer = writer
+        self._id_key = id_key
+        name = f"chunks-{hashlib.sha256(writer.encode()).hexdigest()[:16]}"
+        self._file = RecordFile(directory / name, _MAGIC, owner=(repository, writer), key=id_key)
+        self._load()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def has(self, name: bytes) -> bool:
+        """Whether the chunk of that id is stored, and durable."""
+        return self._ids.row(name) >= 0
+
+    def get(self, name: bytes) -> KnownChunk | None:
+        """The chunk of that id; None when it is not known to be stored."""
+        row = self._ids.row(name)
+        return self._chunk(row) if row >= 0 else None
+
+    def find_many(self, names: Sequence[bytes]) -> list[KnownChunk | None]:
+        """As `get`, for many: a tenth of the time."""
+        rows = self._ids.rows(np.frombuffer(b"".join(names), np.uint8).reshape(-1, ID_LENGTH))
+        return [self._chunk(row) if row >= 0 else None for row in rows.tolist()]
+
+    def packs(self) -> dict[str, int]:
+        """Every pack that chunks are in, and its size in bytes."""
+        return {pack.name: pack.size for pack in self._packs}
+
+    def hashes(self) -> dict[str, str]:
+        """Every pack that chunks are in, and the digest in its trailer, hexadecimal."""
+        return {pack.name: pack.hash for pack in self._packs}
+
+    def add(self, keys: RunKeys, table: PackTable) -> None:
+        """Remembers, durably, what a pack holds that is durable itself. `keys`: those of its run.
+
+        Raises StorageError; ValueError for a run of another writer, repository or id key.
+        """
+        if (keys.repository, keys.writer, keys.id_key) != (self._repository, self._writer, self._id_key):
+            raise ValueError(f"run {keys.run} is not of the writer whose chunks are remembered here")
+        run, number = parse_object_name(table.name)
+        if run != keys.run:
+            raise ValueError(f"pack {table.name} is not of run {keys.run}")
+        content = b"".join(
+            [
+                _PACK.pack(
+                    bytes.fromhex(run), number, table.size, bytes.fromhex(table.hash), table.chunk_count
+                ),
+                table.ids.tobytes(),
+                table.chunk_lengths.astype("<u4", copy=False).tobytes(),
+            ]
+        )
+        self._file.append(content)
+        self._take([content])
+
+    def forget_packs(self, names: Collection[str]) -> None:
+        """Forgets, durably, packs that are gone or condemned, and their chunks where no other pack has them.
+
+        Raises StorageError.
+        """
+        gone = set(names)
+        if gone.isdisjoint(pack.name for pack in self._packs):
+            return
+        self._file.rewrite(lambda records: (record for record in records if _pack(record).name not in gone))
+        self._load()
+
+    def _chunk(self, row: int) -> KnownChunk:
+        pack = self._packs[int(self._chunk_packs.rows[row])]
+        return KnownChunk(pack.name, int(self._lengths.rows[row]))
+
+    def _load(self) -> None:
+        self._ids = IdTable(ID_LENGTH)
+        self._chunk_packs = Column(np.uint32)
+        self._lengths = Column(np.uint32)
+        self._packs: list[_Pack] = []
+        # Packs of some dozen chunks each are taken together: each step costs as much for few as for many.
+        records: list[bytes] = []
+        chunks = 0
+        for record in self._file.read():
+            records.append(record)
+            chunks += _pack(record).chunks
+            if chunks >= _BATCH:
+                self._take(records)
+                records, chunks = [], 0
+        self._take(records)
+
+    def _take(self, records: list[bytes]) -> None:
+        if not records:
+            return
+        heads = [_pack(record) for record in records]
+        counts = [pack.chunks for pack in heads]
+        ids = [
+            np.frombuffer(record, np.uint8, count * ID_LENGTH, _PACK.size)
+            for record, count in zip(records, counts, strict=True)
+        ]
+        lengths = [
+            np.frombuffer(record, "<u4", count, _PACK.size + count * ID_LENGTH)
+            for record, count in zip(records, counts, strict=True)
+        ]
+        packs = np.repeat(np.arange(len(self._packs), len(self._packs) + len(heads)), counts)
+        self._packs += heads
+        rows = self._ids.add(np.concatenate(ids).reshape(-1, ID_LENGTH))
+        self._chunk_packs.extend(len(self._ids))
+        self._lengths.extend(len(self._ids))
+        self._chunk_packs.rows[rows] = packs
+        self._lengths.rows[rows] = np.concatenate(lengths)
+
+
+def _pack(record: bytes) -> _Pack:
+    """What a record says of its pack. Records are ours: they bear our key's digest."""
+    run, number, size, digest, count = _PACK.unpack_from(record)
+    return _Pack(object_name(run.hex(), number), size, digest.hex(), count)

@@ -1,0 +1,179 @@
+"""One backup being stored in the deduplicating repository."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import IO
+
+from holdfast.durable import temp_directory
+from holdfast.errors import RepositoryError, SourceChanged
+from holdfast.model import BackupMetadata, Component, Entry, SourceRecord, order_key
+from holdfast.repository import _manifest as manifest
+from holdfast.repository._lists import ParentList
+from holdfast.repository._manifest import CHUNKS_PER_LINE, ChunkRef, PackRef, Row, Rows
+from holdfast.repository.base import Pieces, Stored
+from holdfast.repository.dedup._chunk_store import ChunkStore
+from holdfast.repository.dedup._cut import cut
+from holdfast.repository.dedup._manifest_object import ManifestWriter
+
+_SPOOL = 1 << 20
+
+Publish = Callable[["DedupRun", Sequence[PackRef], int, float, "bool | None"], BackupMetadata]
+
+
+class DedupRun:
+    """Implements `holdfast.repository.base.Run`. Every backup is whole: what it compares with only saves reading."""
+
+    def __init__(
+        self,
+        backup_id: str,
+        lines: ManifestWriter,
+        store: ChunkStore,
+        *,
+        id_key: bytes,
+        parent: ParentList | None,
+        publish: Publish,
+    ) -> None:
+        """`parent`: the list of a backup whose packs are all there. `publish` makes what is stored a backup."""
+        self.backup_id = backup_id
+        self.warnings: list[str] = []
+        self.committed: BackupMetadata | None = None
+        self.lines = lines
+        self.store = store
+        self.records: list[SourceRecord] = []
+        self._id_key = id_key
+        self._parent = parent
+        self._publish = publish
+        self._rows: Rows | None = None
+        self._key = ""
+        self._entries = 0
+        self._bytes = 0
+
+    def begin_source(self, component: Component, name: str) -> bool:
+        key = (component, name)
+        self._rows = self._parent.rows(key) if self._parent is not None else None
+        self.lines.write(manifest.source_line(key, whole=True))
+        self._key = ""
+        self._entries = self._bytes = 0
+        return self._rows is not None
+
+    def known(self, path: str) -> Row | None:
+        rows = self._rows
+        if rows is None:
+            return None
+        wanted = order_key(path)
+        while rows.row is not None:
+            key = order_key(rows.row.entry.path)
+            if key >= wanted:
+                return rows.row if key == wanted else None
+            rows.advance()
+        return None
+
+    def keep(self, known: Row) -> None:
+        assert self._rows is not None
+        self.lines.write(known.line)
+        for line in self._rows.parts():
+            self.lines.write(line)
+            for chunk in manifest.parse_chunks(line):
+                self.store.use(chunk.pack)
+        self._count(known.entry)
+        self._rows.advance()
+
+    def add(self, entry: Entry, content: Stored | None, known: Row | None) -> Entry:
+        key = order_key(entry.path)
+        if key <= self._key:
+            # No reader would take such a manifest: better no backup than one that cannot be restored.
+            raise RepositoryError(f"{entry.path} came out of order, after {self._key!r}")
+        if content is None:
+            self.lines.write(manifest.entry_line(entry))
+        else:
+            pieces: Pieces = iter((content.data,)) if content.data is not None else content.stream or iter(())
+            entry = self._add_content(entry, pieces, content.size)
+        if known is not None and self._rows is not None:
+            self._rows.advance()
+        self._count(entry)
+        self._key = key
+        return entry
+
+    def end_source(self, record: SourceRecord) -> None:
+        self._rows = None
+        self.records.append(replace(record, entries=self._entries, bytes=self._bytes))
+
+    def commit(
+        self, *, warnings: int, duration_seconds: float, coherent: bool | None = None
+    ) -> BackupMetadata:
+        if self._parent is not None:
+            moments = self._parent.moments()
+            self.records = [
+                replace(record, moment=record.moment or moments.get(record.key, {})) for record in self.records
+            ]
+        packs = self.store.finish()
+        self.committed = self._publish(self, packs, warnings, duration_seconds, coherent)
+        return self.committed
+
+    def abort(self) -> None:
+        """Frees what the run holds. Packs that are finished stay, and the next run finds them."""
+        self.store.abort()
+        self.lines.close()
+
+    def _add_content(self, entry: Entry, pieces: Pieces, size: int | None) -> Entry:
+        digest = hashlib.sha256()
+        total = 0
+        with closing(_ChunkLines()) as chunks:
+            for chunk in cut(pieces, self._id_key):
+                digest.update(chunk.data)
+                total += len(chunk.data)
+                if size is not None and total > size:
+                    raise SourceChanged(f"{entry.path} gave more than the {size} bytes that it has")
+                chunks.add(self.store.put(chunk))
+            if size is not None and total != size:
+                raise SourceChanged(f"{entry.path} gave {total} bytes instead of {size}")
+            entry = entry._replace(size=total, digest=digest.hexdigest())
+            lines = chunks.finish()
+            self.lines.write(manifest.entry_line(entry, None, lines))
+            self.lines.writelines(chunks.drain())
+        return entry
+
+    def _count(self, entry: Entry) -> None:
+        self._entries += 1
+        self._bytes += entry.size if entry.kind == "file" else 0
+
+
+class _ChunkLines:
+    """The chunks of one file as lines: how many there are stands before them, and is known after them."""
+
+    def __init__(self) -> None:
+        self._batch: list[ChunkRef] = []
+        self._lines = 0
+        self._spool: IO[bytes] | None = None
+
+    def add(self, chunk: ChunkRef) -> None:
+        if len(self._batch) == CHUNKS_PER_LINE:
+            if self._spool is None:
+                self._spool = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by `close`
+                    max_size=_SPOOL, dir=str(temp_directory())
+                )
+            self._spool.write(manifest.chunks_line(self._batch))
+            self._lines += 1
+            self._batch = []
+        self._batch.append(chunk)
+
+    def finish(self) -> int:
+        """How many lines there are."""
+        return self._lines + bool(self._batch)
+
+    def drain(self) -> Iterator[bytes]:
+        """All of them, once."""
+        if self._spool is not None:
+            self._spool.seek(0)
+            yield from self._spool
+        if self._batch:
+            yield manifest.chunks_line(self._batch)
+
+    def close(self) -> None:
+        if self._spool is not None:
+            self._spool.close()

@@ -1,0 +1,84 @@
+"""A backup in the deduplicating repository, opened for reading."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from holdfast.errors import CorruptBackup
+from holdfast.model import BackupMetadata, Entry, SourceRecord
+from holdfast.repository._manifest import ChunkRef, Rows, parse_chunks
+from holdfast.repository.dedup._chunk_reader import ChunkReader
+from holdfast.repository.dedup._manifest_object import ManifestReader
+
+Pieces = Iterator["bytes | memoryview"]
+
+
+@dataclass(slots=True)
+class _Current:
+    """The entry that was given out last: where its chunks begin, if nobody has read them yet."""
+
+    entry: Entry
+    rows: Rows
+    is_read: bool = False
+
+
+class StoredManifest:
+    """Implements `holdfast.repository.base.StoredBackup`."""
+
+    def __init__(self, metadata: BackupMetadata, manifest: ManifestReader, chunks: ChunkReader) -> None:
+        self.metadata = metadata
+        self.manifest = manifest
+        self.reader = chunks
+        self._current: _Current | None = None
+
+    def sources(self) -> Sequence[SourceRecord]:
+        return sorted(self.manifest.end.sources, key=lambda record: record.key)
+
+    def entries(self, source: SourceRecord) -> Iterator[Entry]:
+        entries = size = 0
+        rows = self.manifest.rows((source.component, source.name))
+        while rows.row is not None:
+            entry = rows.row.entry
+            if entry.kind == "deleted":
+                raise CorruptBackup(f"{self.metadata.backup_id}: the manifest deletes {entry.path} from nothing")
+            entries += 1
+            size += entry.size if entry.kind == "file" else 0
+            self._current = _Current(entry, rows)
+            yield entry
+            rows.advance()
+        if (entries, size) != (source.entries, source.bytes):
+            raise CorruptBackup(
+                f"{self.metadata.backup_id}: {source.component} {source.name} holds {entries} entries "
+                f"of {size} bytes, and should hold {source.entries} of {source.bytes}"
+            )
+
+    def chunks(self, entry: Entry) -> Iterator[ChunkRef]:
+        """What an entry's content consists of, in order."""
+        for line in self._locate(entry).parts():
+            yield from parse_chunks(line)
+
+    def read(self, entry: Entry) -> Pieces:
+        digest, size = hashlib.sha256(), 0
+        for piece in self.reader.read(self.chunks(entry)):
+            size += len(piece)
+            if size > entry.size:
+                break
+            digest.update(piece)
+            yield piece
+        if size != entry.size or digest.hexdigest() != entry.digest:
+            raise CorruptBackup(f"{entry.path}: its content is not what the manifest says")
+
+    def _locate(self, entry: Entry) -> Rows:
+        current = self._current
+        if current is not None and current.entry is entry and not current.is_read:
+            current.is_read = True
+            return current.rows
+        for source in self.sources():
+            rows = self.manifest.rows((source.component, source.name))
+            while rows.row is not None:
+                if rows.row.entry == entry:
+                    return rows
+                rows.advance()
+        raise CorruptBackup(f"{self.metadata.backup_id} does not hold {entry.path}")

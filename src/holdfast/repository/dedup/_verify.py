@@ -1,0 +1,64 @@
+"""Proving a backup: every object that it needs, to the bit, and every entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from blake3 import blake3
+
+from holdfast.errors import CorruptBackup
+from holdfast.repository._manifest import PackRef
+from holdfast.repository.dedup._chunk_reader import KeysOf
+from holdfast.repository.dedup._index_object import read_index
+from holdfast.repository.dedup._names import index_path, object_name, pack_path
+from holdfast.repository.dedup._stored import StoredManifest
+from holdfast.repository.dedup._writer import check_mark
+from holdfast.storage.base import Storage
+
+_PIECE = 4 << 20
+_TRAILER = 40
+"""Bytes of a pack behind those that its digest is of: the digest, and the last eight."""
+
+
+def verify_packs(storage: Storage, packs: Sequence[PackRef], name: str, *, deep: bool) -> None:
+    """Raises CorruptBackup for the first pack that is missing, of another size, or (`deep`) not what it was."""
+    for pack in packs:
+        if not pack.hash:
+            continue
+        try:
+            file = storage.open(pack_path(pack.name))
+        except FileNotFoundError:
+            raise CorruptBackup(f"pack {pack.name} is missing, which {name} needs") from None
+        with file:
+            if file.size != pack.size:
+                raise CorruptBackup(
+                    f"pack {pack.name}, which {name} needs, has {file.size} bytes instead of {pack.size}"
+                )
+            if not deep:
+                continue
+            digest = blake3()
+            end = file.size - _TRAILER
+            for offset in range(0, end, _PIECE):
+                digest.update(file.read_at(offset, min(_PIECE, end - offset)))
+            # The digest in the trailer as well: it is the one bit of the pack that it cannot cover itself.
+            trailer = file.read_at(end, _TRAILER)
+            if digest.hexdigest() != pack.hash or trailer != bytes.fromhex(pack.hash) + b"HFPACKED":
+                raise CorruptBackup(f"pack {pack.name}, which {name} needs, is damaged")
+
+
+def verify_manifest(
+    storage: Storage, stored: StoredManifest, keys_of: KeysOf, progress: Callable[[int], None]
+) -> None:
+    """Reads every entry, and the small objects of the run. Raises CorruptBackup."""
+    check_mark(storage, stored.manifest.repository)
+    keys = keys_of(stored.manifest.run)
+    index = index_path(object_name(keys.run, 0))
+    if storage.exists(index):
+        with storage.open(index) as file:
+            for _ in read_index(file, object_name(keys.run, 0), keys):
+                pass
+    for source in stored.sources():
+        for entry in stored.entries(source):
+            if entry.kind == "file":
+                for piece in stored.read(entry):
+                    progress(len(piece))
