@@ -14,8 +14,8 @@ from holdfast.clock import Clock
 from holdfast.config import DatabaseSpec, Settings
 from holdfast.errors import ConfigError, RestoreError
 from holdfast.model import SourceRecord
-from holdfast.sources._swap import RenameSwap
 from holdfast.sources.base import Restorable, Source
+from holdfast.sources.files._swap import RenameSwap
 from holdfast.sources.sqlite import SqliteSource, SqliteSwap, SqliteTarget
 
 if TYPE_CHECKING:

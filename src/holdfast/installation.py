@@ -17,10 +17,10 @@ from holdfast.engines import SwapKinds, database_source, server_target, sqlite_t
 from holdfast.errors import ConfigError, CredentialError, KeyMissing, RestoreError
 from holdfast.model import Component, Signature, SourceRecord
 from holdfast.repository.archive import ArchiveRepository, Seal
-from holdfast.sources._snapshot import take_snapshot
-from holdfast.sources._staging import FilesTarget
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.files import FilesSource
+from holdfast.sources.files._staging import FilesTarget
+from holdfast.sources.sqlite._snapshot import take_snapshot
 from holdfast.state import LocalState
 from holdfast.storage.local import LocalStorage
 from holdfast.transaction import Kinds

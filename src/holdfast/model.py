@@ -161,6 +161,7 @@ class BackupMetadata:
     components: tuple[Component, ...]
     status: str
 
+    format: Literal["archive", "dedup"] = "archive"
     parent: str | None = None
     encrypted: bool = False
     entries: int = 0
@@ -184,6 +185,11 @@ class BackupMetadata:
     @property
     def is_good(self) -> bool:
         return self.status == "success"
+
+    @property
+    def rests_on(self) -> str | None:
+        """The backup without which this one cannot be restored. In the deduplicating format every one is whole."""
+        return self.parent if self.format == "archive" else None
 
     @property
     def moment(self) -> datetime:
@@ -271,6 +277,8 @@ def _check(metadata: BackupMetadata) -> None:
         raise ValueError(f"timestamp {metadata.timestamp!r} does not fit id {metadata.backup_id}")
     if metadata.parent is not None and not is_backup_id(_of(str, metadata.parent)):
         raise ValueError(f"parent {metadata.parent!r} is not a backup id")
+    if metadata.format not in ("archive", "dedup"):
+        raise ValueError(f"{metadata.format!r:.80} is no format of ours")
     if metadata.status not in _STATUSES:
         raise ValueError(f"{metadata.status!r} is no status")
     if metadata.is_good and not (_DIGEST.fullmatch(metadata.checksum) and metadata.manifest):

@@ -18,9 +18,9 @@ import pytest
 
 from forks import count_calls, run_killed, scratch
 from holdfast.events import ignore
-from holdfast.sources._staging import FilesTarget
-from holdfast.sources._swap import RenameSwap
-from holdfast.sources._writer import Spot, write_tree
+from holdfast.sources.files._staging import FilesTarget
+from holdfast.sources.files._swap import RenameSwap
+from holdfast.sources.files._writer import Spot, write_tree
 from holdfast.transaction import Kept, Swap, Transaction, discard, kept, open_place, recover, undo
 from sources.disk import Backup, Seen, directory, file, hardlink, look, places, symlink
 

@@ -15,10 +15,10 @@ import pytest
 
 from holdfast.events import Emit, ignore
 from holdfast.model import Entry
-from holdfast.sources._content import FileItem
-from holdfast.sources._snapshot import Snapshot, take_snapshot
 from holdfast.sources.base import Content
 from holdfast.sources.files import FilesSource
+from holdfast.sources.files._content import FileItem
+from holdfast.sources.sqlite._snapshot import Snapshot, take_snapshot
 
 
 def long_after() -> datetime:

@@ -8,7 +8,7 @@ from typing import Any
 
 from conformance.places import Places
 from holdfast.events import Event, Warned
-from holdfast.sources._staging import FilesTarget
+from holdfast.sources.files._staging import FilesTarget
 from holdfast.transaction import Swap
 from sources.disk import Backup, directory, file, hardlink, symlink
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from holdfast.sources import _snapshot, _sqlite_connection, _sqlite_swap
-from holdfast.sources.sqlite import SqliteSwap
+from holdfast.sources.sqlite import SqliteSwap, _snapshot
+from holdfast.sources.sqlite import _connection as _sqlite_connection
+from holdfast.sources.sqlite import _swap as _sqlite_swap
 from sources.sqlite_files import dump, make, one, stage
 
 TRACED = {module.__file__ for module in (_snapshot, _sqlite_connection, _sqlite_swap)}

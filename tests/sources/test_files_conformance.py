@@ -10,9 +10,9 @@ from conformance.source import SECRET, SourceConformance, long_after
 from holdfast.clock import Clock
 from holdfast.errors import SourceChanged, SourceMissing
 from holdfast.events import ignore
-from holdfast.sources._staging import FilesTarget
-from holdfast.sources._swap import RenameSwap
 from holdfast.sources.files import FilesSource
+from holdfast.sources.files._staging import FilesTarget
+from holdfast.sources.files._swap import RenameSwap
 from holdfast.transaction import Kinds
 from sources.disk import look
 from sources.files_source import files_source

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from holdfast.errors import SourceChanged, SourceMissing, SourceUnreadable
-from holdfast.sources._content import PIECE_BYTES, SMALL_BYTES, SPARSE_BYTES, FileItem
+from holdfast.sources.files._content import PIECE_BYTES, SMALL_BYTES, SPARSE_BYTES, FileItem
 from sources.files_source import (
     bound_by_permissions,
     content_of,

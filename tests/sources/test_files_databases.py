@@ -15,7 +15,7 @@ import pytest
 
 from holdfast.errors import DatabaseError
 from holdfast.model import Entry, is_unchanged
-from holdfast.sources._snapshot import Snapshot
+from holdfast.sources.sqlite._snapshot import Snapshot
 from sources.files_source import (
     content_of,
     files_source,

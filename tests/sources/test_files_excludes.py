@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import ConfigError, SourceUnreadable
-from holdfast.sources._excludes import Excludes
+from holdfast.sources.files._excludes import Excludes
 from sources.files_source import bound_by_permissions, files_source, paths_of
 
 TREE = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import ConfigError, SourceMissing, SourceUnreadable
-from holdfast.sources import _roots
+from holdfast.sources.files import _roots
 from sources.files_source import bound_by_permissions, files_source, paths_of, read_all, scan
 
 

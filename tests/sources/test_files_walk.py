@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from holdfast.errors import SourceChanged, SourceMissing, SourceUnreadable
 from holdfast.events import ignore
 from holdfast.model import order_key
-from holdfast.sources import _walk
-from holdfast.sources._spill import Spill
+from holdfast.sources.files import _walk
+from holdfast.sources.files._spill import Spill
 from sources.files_source import (
     bound_by_permissions,
     content_of,

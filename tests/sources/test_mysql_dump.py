@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from holdfast.errors import CorruptBackup, RestoreError
-from holdfast.sources._mysql_dump import Tally, statements
+from holdfast.sources.mysql._dump import Tally, statements
 
 HEAD = b"-- MySQL dump 10.13  Distrib 8.0.36\n\n"
 END = b"-- Dump completed\n"

@@ -15,7 +15,8 @@ import pytest
 from conformance.source import drain
 from forks import run_child
 from holdfast.clock import system_clock
-from holdfast.sources import _postgres_connection, _program
+from holdfast.sources import _program
+from holdfast.sources.postgres import _connection as _postgres_connection
 from holdfast.transaction import Swap, Transaction, discard, recover, undo
 from sources.postgres_restores import Backup, backup, kinds, places_in, revived, stage
 from sources.postgres_server import PostgresServer, database_fixture, postgres_fixture

@@ -15,7 +15,7 @@ from sqlalchemy import URL, make_url
 from holdfast.clock import system_clock
 from holdfast.errors import ConfigError, DatabaseError, SourceMissing
 from holdfast.events import Event, Warned, ignore
-from holdfast.sources._redis_pause import _has_duplicates
+from holdfast.sources.redis._pause import _has_duplicates
 from sources.redis_data import FAR_MS, fill
 from sources.redis_server import (
     PATIENCE,

@@ -7,9 +7,9 @@ from sqlalchemy import URL, make_url
 
 from conformance.source import SECRET, SourceConformance
 from holdfast.clock import Clock
-from holdfast.sources._redis_rdb import RdbReader
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.redis import RedisSource, RedisSwaps, RedisTarget
+from holdfast.sources.redis._rdb import RdbReader
 from holdfast.transaction import Kinds
 from sources.redis_server import RedisServer, contents, server, shared_redis
 

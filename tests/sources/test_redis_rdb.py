@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import CorruptBackup
-from holdfast.sources._redis_crc64 import crc64
-from holdfast.sources._redis_rdb import PIECE_BYTES, Key, RdbReader, encode_key, write_rdb
-from holdfast.sources._redis_values import STRING_LIMIT
+from holdfast.sources.redis._crc64 import crc64
+from holdfast.sources.redis._rdb import PIECE_BYTES, Key, RdbReader, encode_key, write_rdb
+from holdfast.sources.redis._values import STRING_LIMIT
 from sources.redis_data import FAR_MS, fill
 from sources.redis_server import RedisServer, dump, server, shared_redis, source_of
 

@@ -11,8 +11,8 @@ from holdfast.clock import system_clock
 from holdfast.errors import CorruptBackup, DatabaseError, NoSpace, RestoreError
 from holdfast.events import Event, Noted, ignore
 from holdfast.model import Entry
-from holdfast.sources._redis_crc64 import crc64
 from holdfast.sources.redis import RedisSource, RedisSwap, RedisSwaps, RedisTarget
+from holdfast.sources.redis._crc64 import crc64
 from holdfast.transaction import Swap, Transaction, discard, kept, recover, undo
 from sources.redis_data import FAR_MS, fill
 from sources.redis_server import (

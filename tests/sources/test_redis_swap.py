@@ -16,8 +16,8 @@ from holdfast.clock import system_clock
 from holdfast.errors import NothingToUndo, RestoreError
 from holdfast.events import ignore
 from holdfast.model import Entry
-from holdfast.sources._redis_connection import Session
 from holdfast.sources.redis import RedisSwap, RedisSwaps, RedisTarget
+from holdfast.sources.redis._connection import Session
 from holdfast.transaction import Kinds, Transaction, discard, recover, undo
 from sources.redis_server import PATIENCE, RedisServer, dump, fenced, server, shared_redis, source_of
 

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import DatabaseBusy, DatabaseError, NoSpace, SourceError, SourceMissing, SourceUnreadable
-from holdfast.sources import _snapshot, _sqlite_connection
-from holdfast.sources._snapshot import take_snapshot
+from holdfast.sources.sqlite import _connection as _sqlite_connection
+from holdfast.sources.sqlite import _snapshot
+from holdfast.sources.sqlite._snapshot import take_snapshot
 from sources.sqlite_files import client, committed, dump, make, names, one, stage, wait_for_more, writer
 
 MODES = pytest.mark.parametrize("wal", [False, True], ids=["rollback", "wal"])
@@ -270,7 +271,7 @@ def test_locks_of_this_process_outlast_a_snapshot(tmp_path: Path) -> None:
 _TAKE = """
 import os, signal, sys
 from pathlib import Path
-from holdfast.sources import _snapshot
+from holdfast.sources.sqlite import _snapshot
 lines = 0
 def trace(frame, event, argument):
     global lines
@@ -306,7 +307,7 @@ _AS_NOBODY = """
 import os, sys
 from pathlib import Path
 from holdfast.errors import HoldfastError
-from holdfast.sources._snapshot import take_snapshot
+from holdfast.sources.sqlite._snapshot import take_snapshot
 os.setgid(65534)
 os.setuid(65534)
 try:

@@ -14,8 +14,8 @@ import pytest
 from holdfast.errors import DatabaseBusy, NothingToUndo
 from holdfast.events import ignore
 from holdfast.model import Entry
-from holdfast.sources import _sqlite_swap
 from holdfast.sources.sqlite import SqliteSwap, SqliteTarget
+from holdfast.sources.sqlite import _swap as _sqlite_swap
 from holdfast.transaction import Transaction, recover, undo
 from sources.sqlite_files import (
     client,

@@ -9,8 +9,8 @@ import pytest
 
 from forks import NOBODY, among_own_mounts, as_nobody, bind, mount_memory, scratch
 from holdfast.errors import RestoreError
-from holdfast.sources._staging import FilesTarget, make_empty_directory
-from holdfast.sources._swap import RenameSwap
+from holdfast.sources.files._staging import FilesTarget, make_empty_directory
+from holdfast.sources.files._swap import RenameSwap
 from sources.disk import Backup, Seen, directory, file, hardlink, look, places, symlink
 from sources.files_source import open_descriptors
 from sources.live import MODELS, Target, everything

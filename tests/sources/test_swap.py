@@ -9,7 +9,7 @@ import pytest
 
 from forks import as_nobody, scratch
 from holdfast.errors import JournalRefused, RestoreError
-from holdfast.sources._swap import RenameSwap
+from holdfast.sources.files._swap import RenameSwap
 from sources.disk import Seen, look
 
 PLACE = ".holdfast-0123456789abcdef-0"

@@ -13,7 +13,7 @@ from forks import among_own_mounts, as_nobody, mount_memory, scratch
 from holdfast.errors import CorruptBackup, HostileBackup, NoSpace
 from holdfast.events import ignore
 from holdfast.model import Entry, order_key
-from holdfast.sources._staging import FilesTarget
+from holdfast.sources.files._staging import FilesTarget
 from sources.disk import Backup, directory, file, hardlink, look, places, symlink
 from sources.files_source import open_descriptors
 from sources.live import MODELS, Target, everything

@@ -14,7 +14,7 @@ from conformance.trees import Clock
 from forks import run_child, scratch
 from holdfast.durable import file_lock
 from holdfast.errors import Interrupted, JournalRefused, LockHeld, NothingToUndo, RestoreError
-from holdfast.sources._swap import RenameSwap
+from holdfast.sources.files._swap import RenameSwap
 from holdfast.transaction import KEEP_FOR, Kept, Transaction, discard, is_place_name, kept, recover, undo
 from sources.disk import places
 

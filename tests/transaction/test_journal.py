@@ -12,7 +12,7 @@ import pytest
 
 from forks import NOBODY, among_own_mounts, mount_memory, scratch
 from holdfast.errors import JournalRefused, NoSpace
-from holdfast.sources._swap import RenameSwap
+from holdfast.sources.files._swap import RenameSwap
 from holdfast.transaction import Transaction, kept, recover, undo
 
 KINDS = {RenameSwap.kind: RenameSwap}

@@ -22,8 +22,8 @@ from holdfast.jobs._restore_log import RestoreLog, restore_log
 from holdfast.jobs._trust import Confirm, check_signature
 from holdfast.model import BackupMetadata, Entry, SourceRecord, parse_components
 from holdfast.repository.base import StoredBackup
-from holdfast.sources._staging import make_empty_directory
 from holdfast.sources.base import Read
+from holdfast.sources.files._staging import make_empty_directory
 from holdfast.transaction import Transaction
 
 _RESERVE = 16 << 20

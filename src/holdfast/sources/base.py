@@ -20,6 +20,10 @@ Pieces = Generator["bytes | memoryview", None, None]
 """Content, in pieces of a few MiB at most. A piece is valid until the next one is asked for."""
 
 
+RACY_NS = 2_000_000_000
+"""The coarsest clock of a file system that is met in practice, FAT's."""
+
+
 class Method(enum.Enum):
     """How a source gives up its data."""
 
