@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from conformance.trees import Clock
 from holdfast.model import BackupMetadata
@@ -19,6 +19,8 @@ class Ground(Protocol):
     """A repository under test, and where it lies."""
 
     clock: Clock
+    is_chained: ClassVar[bool]
+    """Whether an incremental rests on its parent. Else every backup is whole."""
     directory: Path
     """Of the backups. Beside it lies the local state, and nothing else."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from conformance.trees import Clock
 from holdfast.crypto import KeyRing, SigningKey, X25519Identity, verify
@@ -28,6 +29,8 @@ def believes(signature: Signature | None, statement: bytes) -> bool:
 @dataclass
 class ArchiveGround:
     """Implements `conformance.ground.Ground`."""
+
+    is_chained: ClassVar[bool] = True
 
     top: Path
     encrypt: bool = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,9 +18,10 @@ from blake3 import blake3
 from holdfast.repository.dedup._ids import chunk_id
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._names import pack_path
+from holdfast.repository.dedup._pack_reader import PackReader
 from holdfast.repository.dedup._pack_writer import PackWriter
 from holdfast.repository.dedup._seal import TABLE, TABLE_POSITION, Sealer
-from holdfast.repository.dedup._table import PACK_END, PACK_MAGIC, PackTable
+from holdfast.repository.dedup._table import DIFFERENCE, PACK_END, PACK_MAGIC, PackTable
 from holdfast.storage.local import LocalStorage
 
 STARTED = datetime(2026, 11, 23, 2, 0, 0, tzinfo=UTC)
@@ -123,3 +125,31 @@ def flipped(data: bytes, bit: int) -> bytes:
     broken = bytearray(data)
     broken[bit // 8] ^= 1 << bit % 8
     return bytes(broken)
+
+
+def contents(reader: PackReader, resolve: Callable[[bytes], bytes] = no_base) -> list[bytes]:
+    return [
+        reader.block(chunk.block, resolve)[chunk.offset : chunk.offset + chunk.length]
+        for chunk in reader.table.chunks()
+    ]
+
+
+def head(blocks: int, chunks: int, size: int) -> bytes:
+    """The first line of a table."""
+    return json.dumps({"blocks": blocks, "chunks": chunks, "bytes": size}).encode() + b"\n"
+
+
+def columns(
+    blocks: Sequence[tuple[int, int, int]], chunks: Sequence[tuple[int, int, int]], bases: int | None = None
+) -> bytes:
+    differences = sum(codec == DIFFERENCE for _, _, codec in blocks) if bases is None else bases
+    return b"".join(
+        [
+            np.array([length for length, _, _ in blocks], "<u4").tobytes(),
+            np.array([raw for _, raw, _ in blocks], "<u4").tobytes(),
+            bytes(codec for _, _, codec in blocks),
+            (b"\xbb" * 51 + b"\0") * differences,
+            b"".join(row.to_bytes(32, "big") for row in range(len(chunks))),
+            np.array(chunks, "<u4").reshape(-1, 3).T.tobytes(),
+        ]
+    )

@@ -292,9 +292,15 @@ def test_a_pack_of_another_run_is_not_indexed(storage: LocalStorage) -> None:
 
 def test_the_name_of_an_index_is_used_once(storage: LocalStorage) -> None:
     one_object(storage)
+    writer = IndexWriter(storage, KEYS)
+    writer.add(TABLE)
 
     with pytest.raises(StorageError, match="already exists"):
-        one_object(storage)
+        writer.flush()
+    assert writer.names == []
+    writer.flush()
+    assert writer.names == [f"{KEYS.run}-1"]
+    assert len(read_all(storage, KEYS, writer.names)) == 1
 
 
 def test_a_large_index_is_several_objects(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:

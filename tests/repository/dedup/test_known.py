@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -347,6 +348,23 @@ def test_rubbish_after_the_records_is_not_one(
     assert list(file.read()) == contents
     file.append(b"next")
     assert list(file.read()) == [*contents, b"next"]
+
+
+def test_those_who_write_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    def write(writer: int) -> None:
+        file = RecordFile(tmp_path / "records", b"HFTEST01", owner=("me",), key=bytes(32))
+        for number in range(20):
+            file.append(b"%d %d" % (writer, number))
+            if number % 7 == 0:
+                file.rewrite(lambda records: records)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+
+    file = RecordFile(tmp_path / "records", b"HFTEST01", owner=("me",), key=bytes(32))
+    assert sorted(file.read()) == sorted(
+        b"%d %d" % (writer, number) for writer in range(4) for number in range(20)
+    )
 
 
 @given(rubbish=st.binary(max_size=300))

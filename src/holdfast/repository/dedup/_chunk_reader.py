@@ -66,14 +66,7 @@ class ChunkReader:
 
     def chunk(self, name: bytes) -> bytes:
         """One chunk by its id, in whichever pack it lies. Raises CorruptBackup when none has it."""
-        place = self._index.get(name)
-        for number in range(len(self._packs)):
-            if place is not None:
-                break
-            self._load(number)
-            place = self._index.get(name)
-        if place is None:
-            raise CorruptBackup(f"{self._name}: no pack holds the chunk {name.hex()}")
+        place = self._find(name, "")
         block = self._block(place).result()
         return block[place.offset : place.offset + place.length]
 
@@ -96,6 +89,20 @@ class ChunkReader:
                     )
                 yield ref, place
 
+    def _find(self, name: bytes, pack: str) -> ChunkPlace:
+        """Where a chunk lies: in `pack`, if it is one of those listed, else in whichever has it."""
+        place = self._index.get(name)
+        rest = sorted(range(len(self._packs)), key=lambda number: self._packs[number].name != pack)
+        for number in rest if place is None else ():
+            if number not in self._loaded and self._packs[number].hash:
+                self._load(number)
+                place = self._index.get(name)
+                if place is not None:
+                    break
+        if place is None:
+            raise CorruptBackup(f"{self._name}: no pack holds the chunk {name.hex()}")
+        return place
+
     def _load(self, number: int) -> None:
         """Takes in the table of a pack."""
         if number in self._loaded:
@@ -114,10 +121,7 @@ class ChunkReader:
         try:
             source = self._storage.open(pack_path(pack))
         except FileNotFoundError:
-            raise CorruptBackup(
-                f"pack {pack} is missing, which {self._name} needs",
-                hint="Put it back from a copy. Other backups may be whole: `holdfast verify --all` shows which.",
-            ) from None
+            raise missing_pack(pack, self._name) from None
         try:
             reader = PackReader(source, pack, self._keys_of(run))
         except BaseException:
@@ -145,23 +149,17 @@ class ChunkReader:
                 if depth >= _DEPTH:
                     raise CorruptBackup(f"{self._name}: a difference rests on itself")
                 # Asked for here, and not by the thread that needs it: that could wait for itself.
-                held = self._pool.submit(_open, reader, place.block, self._whole(base, depth))
+                held = self._pool.submit(_open, reader, place.block, self._whole(place.block, depth))
             self._blocks[key] = held
             self._forget_blocks()
         else:
             self._blocks.move_to_end(key)
         return held
 
-    def _whole(self, base: bytes, depth: int) -> bytes:
-        place = self._index.get(base)
-        for number in range(len(self._packs)):
-            if place is not None:
-                break
-            if self._packs[number].hash:
-                self._load(number)
-                place = self._index.get(base)
-        if place is None:
-            raise CorruptBackup(f"{self._name}: the base {base.hex()} of a difference is in no pack")
+    def _whole(self, row: BlockRow, depth: int) -> bytes:
+        """The chunk that a difference is taken from."""
+        assert row.base is not None
+        place = self._find(row.base, row.base_pack)
         block = self._block(place, depth + 1).result()
         return block[place.offset : place.offset + place.length]
 
@@ -170,9 +168,16 @@ class ChunkReader:
             self._blocks.popitem(last=False)
 
 
+def missing_pack(pack: str, backup: str) -> CorruptBackup:
+    """The error for a pack that is not there."""
+    return CorruptBackup(
+        f"pack {pack} is missing, which {backup} needs",
+        hint="Put it back from a copy. Other backups may be whole: `holdfast verify --all` shows which.",
+    )
+
+
 def _open(reader: PackReader, row: BlockRow, base: bytes | None) -> bytes:
     """In a thread: a block's raw bytes, each of its chunks compared with its id."""
     raw = reader.block(row.position, lambda _: base or b"")
     reader.compare(row.position, raw)
     return raw
-

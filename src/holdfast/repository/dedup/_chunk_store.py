@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -15,6 +16,7 @@ from holdfast.repository.dedup._ids import chunk_id
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._pack_writer import BlockBuilder, PackWriter
+from holdfast.repository.dedup._pack_writer import Chunk as StoredChunk
 from holdfast.repository.dedup._table import DIFFERENCE, PackTable
 from holdfast.repository.dedup._tensor_bases import TensorBases, tensor_identity
 from holdfast.storage.base import Storage
@@ -33,6 +35,14 @@ class _Pack:
         self.blocks = 0
         self.tensors: list[tuple[int, bytes, bytes]] = []
         """Block, tensor identity, chunk id."""
+
+
+class _Base(NamedTuple):
+    """A chunk that a difference is taken from."""
+
+    id: bytes
+    pack: str
+    data: bytes
 
 
 class ChunkStore:
@@ -91,19 +101,21 @@ class ChunkStore:
         """Makes everything durable. Returns the packs that are needed, in the order of their numbers."""
         self._flush()
         self._settle()
+        self.check_size(0)
         self._bases.save()
         self._pool.shutdown()
-        sizes = self._known.packs()
-        hashes = {table.name: table for table in self.tables}
-        packs = []
-        for number, pack in enumerate(self._packs):
-            if number not in self._used:
-                packs.append(PackRef(pack.name, 0, ""))
-            elif pack.name in hashes:
-                packs.append(PackRef(pack.name, hashes[pack.name].size, hashes[pack.name].hash))
-            else:
-                packs.append(PackRef(pack.name, sizes.get(pack.name, pack.size), pack.hash))
-        return packs
+        sizes, hashes = self._known.packs(), self._known.hashes()
+        return [
+            PackRef(pack.name, sizes[pack.name], hashes[pack.name])
+            if number in self._used
+            else PackRef(pack.name, 0, "")
+            for number, pack in enumerate(self._packs)
+        ]
+
+    def check_size(self, more: int) -> None:
+        """Raises SizeLimitExceeded when the run would add more than it may, with so many bytes more."""
+        if self._max_bytes is not None and self.stored_bytes + more > self._max_bytes:
+            raise SizeLimitExceeded(f"the backup would add more than {self._max_bytes / 1e9:g} GB")
 
     def abort(self) -> None:
         """Gives up the pack that is not finished."""
@@ -122,7 +134,8 @@ class ChunkStore:
         if chunk.tensor:
             identity = tensor_identity(self._keys.id_key, chunk.tensor, "", (), chunk.part)
             if (base := self._base(identity, name, len(data))) is not None:
-                self._add(pack, [(name, data)], chunk.item_size, base, [(identity, name)])
+                self._add(pack, [(name, data)], chunk.item_size, base)
+                pack.tensors.append((pack.blocks - 1, identity, name))
                 return pack.number
         builder = self._builders.setdefault(chunk.item_size, BlockBuilder(chunk.item_size))
         if identity:
@@ -134,19 +147,18 @@ class ChunkStore:
     def _add(
         self,
         pack: _Pack,
-        chunks: list[tuple[bytes, bytes]],
+        chunks: Sequence[StoredChunk],
         item_size: int,
-        base: tuple[bytes, bytes] | None = None,
-        tensors: list[tuple[bytes, bytes]] | None = None,
+        base: _Base | None = None,
     ) -> None:
-        pack.tensors += [(pack.blocks, identity, name) for identity, name in tensors or ()]
-        pack.writer.add_block(chunks, item_size, base)
+        if base is None:
+            pack.writer.add_block(chunks, item_size)
+        else:
+            pack.writer.add_block(chunks, item_size, (base.id, base.data), base_pack=base.pack)
         pack.blocks += 1
-        size = self.stored_bytes + pack.writer.size
-        if self._max_bytes is not None and size > self._max_bytes:
-            raise SizeLimitExceeded(f"the backup would add more than {self._max_bytes / 1e9:g} GB")
+        self.check_size(pack.writer.size)
 
-    def _base(self, identity: bytes, name: bytes, length: int) -> tuple[bytes, bytes] | None:
+    def _base(self, identity: bytes, name: bytes, length: int) -> _Base | None:
         """What to take a difference from: stored whole, known to be there, and at hand."""
         base = self._bases.get(identity)
         if base is None or base == name or self._bases.get(_as_difference(base)) is not None:
@@ -158,7 +170,7 @@ class ChunkStore:
         if data is None or len(data) != length or chunk_id(self._keys.id_key, data) != base:
             return None
         self._used.add(self._number(found.pack))
-        return base, data
+        return _Base(base, found.pack, data)
 
     def _current(self) -> _Pack:
         if self._pack is not None and self._pack.writer.is_full:

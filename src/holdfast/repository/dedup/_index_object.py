@@ -57,7 +57,7 @@ class IndexWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Makes what has been taken durable. Raises StorageError; then this run cannot write an index."""
+        """Makes what has been taken durable. Raises StorageError; another try takes the next number."""
         if not self._records:
             return
         number, self._number = self._number, self._number + 1

@@ -45,6 +45,9 @@ BLOCK_SIZE: Final = 1 << 20
 """Raw bytes of a block that is made of several chunks."""
 BLOCK_CHUNKS: Final = 4096
 
+BUILDERS: Final = 8
+"""A full pack has room for a block from each of so many builders."""
+
 _TABLE_LEVEL = 3
 
 Chunk: TypeAlias = tuple[bytes, Bytes]
@@ -102,11 +105,11 @@ class PackWriter:
 
     @property
     def is_full(self) -> bool:
-        """Whether the next block belongs into another pack."""
+        """Whether what comes next belongs into another pack. What has been collected for this one still fits."""
         return (
             self.size >= PACK_SIZE
-            or self._block_count >= MAX_BLOCKS - 1
-            or len(self._chunk_lengths) > MAX_CHUNKS - BLOCK_CHUNKS
+            or self._block_count >= MAX_BLOCKS - BUILDERS
+            or len(self._chunk_lengths) >= MAX_CHUNKS - BUILDERS * BLOCK_CHUNKS
         )
 
     def add_block(

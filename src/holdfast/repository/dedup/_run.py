@@ -109,7 +109,8 @@ class DedupRun:
         if self._parent is not None:
             moments = self._parent.moments()
             self.records = [
-                replace(record, moment=record.moment or moments.get(record.key, {})) for record in self.records
+                replace(record, moment=record.moment or moments.get(record.key, {}))
+                for record in self.records
             ]
         packs = self.store.finish()
         self.committed = self._publish(self, packs, warnings, duration_seconds, coherent)

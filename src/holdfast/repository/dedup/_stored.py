@@ -42,11 +42,14 @@ class StoredManifest:
         while rows.row is not None:
             entry = rows.row.entry
             if entry.kind == "deleted":
-                raise CorruptBackup(f"{self.metadata.backup_id}: the manifest deletes {entry.path} from nothing")
+                raise CorruptBackup(
+                    f"{self.metadata.backup_id}: the manifest deletes {entry.path} from nothing"
+                )
             entries += 1
             size += entry.size if entry.kind == "file" else 0
             self._current = _Current(entry, rows)
             yield entry
+            self._current = None
             rows.advance()
         if (entries, size) != (source.entries, source.bytes):
             raise CorruptBackup(

@@ -46,16 +46,23 @@ def verify_packs(storage: Storage, packs: Sequence[PackRef], name: str, *, deep:
                 raise CorruptBackup(f"pack {pack.name}, which {name} needs, is damaged")
 
 
+def indexes_of(storage: Storage, run: str) -> list[str]:
+    """The names in the storage of a run's index objects."""
+    found: list[str] = []
+    while storage.exists(path := index_path(object_name(run, len(found)))):
+        found.append(path)
+    return found
+
+
 def verify_manifest(
     storage: Storage, stored: StoredManifest, keys_of: KeysOf, progress: Callable[[int], None]
 ) -> None:
     """Reads every entry, and the small objects of the run. Raises CorruptBackup."""
     check_mark(storage, stored.manifest.repository)
     keys = keys_of(stored.manifest.run)
-    index = index_path(object_name(keys.run, 0))
-    if storage.exists(index):
-        with storage.open(index) as file:
-            for _ in read_index(file, object_name(keys.run, 0), keys):
+    for path in indexes_of(storage, keys.run):
+        with storage.open(path) as file:
+            for _ in read_index(file, path.removeprefix("index/"), keys):
                 pass
     for source in stored.sources():
         for entry in stored.entries(source):

@@ -1,7 +1,7 @@
 """What a host needs to write to a repository: its id key, and whom it encrypts to. Kept in the local state.
 
-A recipient or an id key that is read from the repository proves nothing about who put it there. So both are pinned here
-on first use, and what is pinned wins.
+A recipient or an id key that is read from the repository proves nothing about who put it there. So both are pinned
+here on first use, and what is pinned wins.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def open_repository(storage: Storage, *, create: bool) -> str:
                 hint="Put it back from a copy of the repository: every manifest names the id that it holds.",
             ) from None
         if not create:
-            raise RepositoryError("there is no repository here yet", hint="`holdfast backup` begins one.") from None
+            raise RepositoryError(
+                "there is no repository here yet", hint="`holdfast backup` begins one."
+            ) from None
         name = secrets.token_hex(16)
         upload = storage.create(MARK)
         try:
@@ -96,7 +98,9 @@ class WriterState:
         """None where nothing is pinned yet. Raises RepositoryError when it is of another repository."""
         try:
             data = json.loads(path.read_bytes())
-            found = cls(_text(data["repository"]), base64.b64decode(_text(data["id_key"])), _text(data["recipient"]))
+            found = cls(
+                _text(data["repository"]), base64.b64decode(_text(data["id_key"])), _text(data["recipient"])
+            )
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, binascii.Error):

@@ -30,18 +30,18 @@ from holdfast.repository._manifest import Header, PackRef
 from holdfast.repository._seal import Seal
 from holdfast.repository.base import RunAbandoned, RunPlan
 from holdfast.repository.dedup._bases import BaseFinder, Locate, Places, find_places
-from holdfast.repository.dedup._chunk_reader import ChunkReader
+from holdfast.repository.dedup._chunk_reader import ChunkReader, missing_pack
 from holdfast.repository.dedup._chunk_store import ChunkStore
 from holdfast.repository.dedup._ids import KEY_LENGTH
 from holdfast.repository.dedup._index_object import IndexWriter
 from holdfast.repository.dedup._key_file import RunKeys, read_run_keys, write_run_keys
 from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._manifest_object import ManifestReader, ManifestWriter
-from holdfast.repository.dedup._names import index_path, object_name, pack_path
+from holdfast.repository.dedup._names import pack_path
 from holdfast.repository.dedup._run import DedupRun
 from holdfast.repository.dedup._stored import StoredManifest
 from holdfast.repository.dedup._tensor_bases import TensorBases
-from holdfast.repository.dedup._verify import verify_manifest, verify_packs
+from holdfast.repository.dedup._verify import indexes_of, verify_manifest, verify_packs
 from holdfast.repository.dedup._writer import (
     WriterState,
     open_repository,
@@ -115,6 +115,9 @@ class DedupRepository(Catalog):
     def open(self, metadata: BackupMetadata) -> Iterator[StoredManifest]:
         with ExitStack() as stack:
             manifest = self._manifest(stack, metadata)
+            needed = {pack.name for pack in manifest.packs if pack.hash}
+            if missing := needed - self._packs_there({pack[:2] for pack in needed}):
+                raise missing_pack(min(missing), metadata.backup_id)
             chunks = ChunkReader(self._storage, self._keys_of, manifest.packs, name=metadata.backup_id)
             stack.callback(chunks.close)
             yield StoredManifest(metadata, manifest, chunks)
@@ -138,7 +141,9 @@ class DedupRepository(Catalog):
         name = names.manifest_name(metadata.backup_id)
         with ExitStack() as stack:
             if self._checksum(name) != metadata.checksum:
-                raise CorruptBackup(f"{name} does not have the checksum {metadata.checksum[:12]}… of its metadata")
+                raise CorruptBackup(
+                    f"{name} does not have the checksum {metadata.checksum[:12]}… of its metadata"
+                )
             if not deep and not self.can_read():
                 return
             with self.open(metadata) as stored:
@@ -261,8 +266,9 @@ class DedupRepository(Catalog):
         upload = self._storage.create(name)
         try:
             digest, size = run.lines.finish(upload, recipients, packs, run.records, coherent=coherent)
-            checksum = upload.publish()
             added += upload.size
+            run.store.check_size(added - run.store.stored_bytes)
+            checksum = upload.publish()
         finally:
             upload.abort()
         metadata = replace(
@@ -309,7 +315,8 @@ class DedupRepository(Catalog):
         if run is None or not run.store.tables or isinstance(error, SizeLimitExceeded):
             for suffix in ("age", "json"):
                 self._storage.delete(f"keys/{keys.run}.{suffix}")
-        self._storage.delete(index_path(object_name(keys.run, 0)))
+        for path in indexes_of(self._storage, keys.run):
+            self._storage.delete(path)
         if isinstance(error, RunAbandoned):
             self._storage.delete(names.metadata_name(started.backup_id))
         else:
@@ -358,7 +365,11 @@ class DedupRepository(Catalog):
     def _shared_id_key(self) -> bytes | None:
         """That of the newest backup that is believed here and can be read: then what it has stored is found again."""
         for metadata in self.backups():
-            if metadata.is_good and metadata.format == "dedup" and self._seal.believes(*self.signature_of(metadata)):
+            if (
+                metadata.is_good
+                and metadata.format == "dedup"
+                and self._seal.believes(*self.signature_of(metadata))
+            ):
                 try:
                     with ExitStack() as stack:
                         return self._keys_of(self._manifest(stack, metadata).run).id_key
@@ -367,9 +378,7 @@ class DedupRepository(Catalog):
         return None
 
     def _known(self, keys: RunKeys) -> Known:
-        known = Known(
-            self._directory, repository=keys.repository, writer=keys.writer, id_key=keys.id_key
-        )
+        known = Known(self._directory, repository=keys.repository, writer=keys.writer, id_key=keys.id_key)
         there = self._packs_there({pack[:2] for pack in known.packs()})
         condemned = {name.removeprefix(CONDEMNED) for name in self._storage.names(CONDEMNED)}
         known.forget_packs([pack for pack in known.packs() if pack not in there or pack in condemned])
@@ -377,9 +386,7 @@ class DedupRepository(Catalog):
 
     def _packs_there(self, prefixes: set[str]) -> set[str]:
         return {
-            name.rpartition("/")[2]
-            for prefix in prefixes
-            for name in self._storage.names(f"packs/{prefix}/")
+            name.rpartition("/")[2] for prefix in prefixes for name in self._storage.names(f"packs/{prefix}/")
         }
 
     def _check_there(self, packs: Sequence[str], run: str) -> None:
@@ -401,7 +408,10 @@ class DedupRepository(Catalog):
             (
                 known
                 for known in self.backups()
-                if known.is_good and known.format == "dedup" and known.backup_id in held and known.type != "config"
+                if known.is_good
+                and known.format == "dedup"
+                and known.backup_id in held
+                and known.type != "config"
             ),
             None,
         )
