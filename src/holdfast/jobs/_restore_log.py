@@ -1,4 +1,4 @@
-"""The detailed log of a restore."""
+"""The detailed log of a restore, or of its rehearsal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from holdfast.clock import timestamp
 from holdfast.durable import explained
@@ -17,19 +18,24 @@ from holdfast.installation import Installation
 class RestoreLog:
     """The detailed log of one restore, and what its report tells."""
 
-    def __init__(self, installation: Installation, reference: str, emit: Emit) -> None:
+    def __init__(
+        self, installation: Installation, reference: str, emit: Emit, verb: str = "restore"
+    ) -> None:
         installation.state.make()
         now = installation.clock()
         directory = installation.state.restore_logs
-        self.path = directory / f"restore_{now:%Y%m%d_%H%M%S}_{os.getpid()}.log"
+        self.path = directory / f"{verb}_{now:%Y%m%d_%H%M%S}_{os.getpid()}.log"
         self.warnings: list[str] = []
         self.notes: list[str] = []
+        self.facts: dict[str, Any] = {}
+        """What the record in the history says besides."""
         self._clock = installation.clock
         self._emit = emit
         with explained(f"cannot write {self.path}"):
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._file = os.fdopen(fd, "w", errors="backslashreplace")
-        self.write(f"restore of {reference} into {installation.settings.root}")
+        what = "into" if verb == "restore" else "for"
+        self.write(f"{verb} of {reference} {what} {installation.settings.root}")
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):
@@ -55,13 +61,15 @@ class RestoreLog:
 
 
 @contextmanager
-def restore_log(installation: Installation, reference: str, emit: Emit) -> Iterator[RestoreLog]:
+def restore_log(
+    installation: Installation, reference: str, emit: Emit, verb: str = "restore"
+) -> Iterator[RestoreLog]:
     """Writes the log, and the outcome to the history."""
     started = time.monotonic()
-    log = RestoreLog(installation, reference, emit)
+    log = RestoreLog(installation, reference, emit, verb)
     record = {
         "time": timestamp(installation.clock()),
-        "verb": "restore",
+        "verb": verb,
         "backup_id": reference,
         "log": str(log.path),
     }
@@ -71,10 +79,11 @@ def restore_log(installation: Installation, reference: str, emit: Emit) -> Itera
         message = str(error) if isinstance(error, HoldfastError) else type(error).__name__
         log.write(f"failed: {message}")
         record |= {"status": "failed", "error": type(error).__name__, "message": message}
-        emit(RunFailed("restore", reference, message))
+        emit(RunFailed(verb, reference, message))
         raise
     else:
         record["status"] = "success"
     finally:
         log.close()
-        installation.state.record(record | {"duration_seconds": round(time.monotonic() - started, 3)})
+        seconds = round(time.monotonic() - started, 3)
+        installation.state.record(record | log.facts | {"duration_seconds": seconds})

@@ -245,15 +245,15 @@ def _inspect(path: Path, reader: sqlite3.Connection, file: FileIO) -> Facts:
         page_size=int(pragma(reader, "page_size")),
         pages=int(pragma(reader, "page_count")),
         user_version=int(pragma(reader, "user_version")),
-        rows=_count_rows(reader),
+        rows=count_rows(reader),
     )
     if in_wal_mode:
         os.pwrite(descriptor, _WRITE_AHEAD, _VERSIONS_OFFSET)
     return facts
 
 
-def _count_rows(reader: sqlite3.Connection) -> dict[str, int]:
-    """SQLite counts the entries of the smallest tree that has them all: a few percent of what the check takes."""
+def count_rows(reader: sqlite3.Connection) -> dict[str, int]:
+    """The rows of each table, by name. SQLite counts the entries of the smallest tree that has them all: a few percent of what the check takes."""
     names = reader.execute(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND substr(name, 1, 7) <> 'sqlite_' "
         "AND length(name) <= ? ORDER BY name LIMIT ?",
