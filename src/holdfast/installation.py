@@ -17,6 +17,8 @@ from holdfast.engines import SwapKinds, database_source, server_target, sqlite_t
 from holdfast.errors import ConfigError, CredentialError, KeyMissing, RestoreError
 from holdfast.model import Component, Signature, SourceRecord
 from holdfast.repository.archive import ArchiveRepository, Seal
+from holdfast.repository.dedup import DedupRepository
+from holdfast.repository.either import EitherRepository
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.files import FilesSource
 from holdfast.sources.files._staging import FilesTarget
@@ -61,16 +63,35 @@ class Installation:
         return cls(settings, state, clock, manual_key)
 
     @cached_property
-    def repository(self) -> ArchiveRepository:
-        return ArchiveRepository(
-            LocalStorage(self.settings.backup_dir),
+    def repository(self) -> EitherRepository:
+        storage = LocalStorage(self.settings.backup_dir)
+        seal = Seal(encrypt=self.settings.encrypt, keys=self.keys, sign=self.sign, believes=self.believes)
+        host, tool = socket.gethostname(), f"holdfast {__version__}"
+        archive = ArchiveRepository(
+            storage,
             self.state,
-            Seal(encrypt=self.settings.encrypt, keys=self.keys, sign=self.sign, believes=self.believes),
+            seal,
             level=self.settings.compression_level,
-            host=socket.gethostname(),
-            tool=f"holdfast {__version__}",
+            host=host,
+            tool=tool,
             clock=self.clock,
         )
+        dedup = DedupRepository(
+            storage,
+            self.state,
+            seal,
+            writer=lambda: self.signing_key().public,
+            locate=self._file_of,
+            host=host,
+            tool=tool,
+            clock=self.clock,
+        )
+        return EitherRepository(storage, archive, dedup, writes=self.settings.format)
+
+    def _file_of(self, path: str) -> Path:
+        """Where the file of an entry lies, if it is still there."""
+        area, _, rest = path.partition("/")
+        return self.settings.root / rest if area == "files" else Path("/") / rest
 
     def keys(self) -> KeyRing:
         """The keys to encrypt to and to decrypt with. Raises KeyMissing when there are none, or the key file is not

@@ -16,6 +16,9 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 BackupType = Literal["full", "incremental", "config", "models"]
 BACKUP_TYPES: tuple[BackupType, ...] = get_args(BackupType)
 
+BackupFormat = Literal["archive", "dedup"]
+FORMATS: tuple[BackupFormat, ...] = get_args(BackupFormat)
+
 ID_PREFIXES: dict[BackupType, str] = {
     "full": "full",
     "incremental": "incr",
@@ -161,7 +164,8 @@ class BackupMetadata:
     components: tuple[Component, ...]
     status: str
 
-    format: Literal["archive", "dedup"] = "archive"
+    format: BackupFormat = "archive"
+    """How it is stored: as one file, or in chunks that it shares with others."""
     parent: str | None = None
     encrypted: bool = False
     entries: int = 0
@@ -277,7 +281,7 @@ def _check(metadata: BackupMetadata) -> None:
         raise ValueError(f"timestamp {metadata.timestamp!r} does not fit id {metadata.backup_id}")
     if metadata.parent is not None and not is_backup_id(_of(str, metadata.parent)):
         raise ValueError(f"parent {metadata.parent!r} is not a backup id")
-    if metadata.format not in ("archive", "dedup"):
+    if metadata.format not in FORMATS:
         raise ValueError(f"{metadata.format!r:.80} is no format of ours")
     if metadata.status not in _STATUSES:
         raise ValueError(f"{metadata.status!r} is no status")

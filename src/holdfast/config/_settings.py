@@ -16,7 +16,7 @@ from holdfast.config._files import FilesSpec, absolute, check_apart, find_files
 from holdfast.config._origins import CONFIG_VARIABLE, build, from_toml, from_variables, read_dotenv
 from holdfast.config._tables import DatabaseTable, FilesTable, Tables
 from holdfast.errors import ConfigError
-from holdfast.model import COMPONENTS, Component
+from holdfast.model import COMPONENTS, BackupFormat, Component
 
 CONFIG_FILE = "holdfast.toml"
 KEY_FILE = "holdfast.key"
@@ -37,6 +37,8 @@ class Settings:
     compression_level: int
     max_bytes: int
     encrypt: bool
+    format: BackupFormat
+    """Of new backups."""
     include_models: bool
     include_config: bool
     include_logs: bool
@@ -144,6 +146,7 @@ def load_settings(
         compression_level=backup.compression_level,
         max_bytes=max(1, round(backup.max_size_gb * 10**9)),
         encrypt=backup.encrypt,
+        format=backup.format,
         include_models=backup.include_models,
         include_config=backup.include_config,
         include_logs=backup.include_logs,

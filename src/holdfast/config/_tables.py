@@ -160,6 +160,7 @@ Schedule = Annotated[
     Field(pattern=r"^(hourly|daily|weekly|monthly|[0-9A-Za-z*/,#-]+( +[0-9A-Za-z*/,#-]+){4})$"),
     _must("be hourly, daily, weekly, monthly, or the five fields of a cron line"),
 ]
+Format = Annotated[Literal["archive", "dedup"], _must("be archive or dedup")]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
     BeforeValidator(_level_name),
@@ -185,6 +186,7 @@ class BackupTable(Table):
     compression_level: Level = 9
     max_size_gb: Gigabytes = 10.0
     encrypt: Switch = True
+    format: Format = "archive"
     include_models: Switch = True
     include_config: Switch = True
     include_logs: Switch = False

@@ -30,10 +30,10 @@ def _at(installation: Installation, path: Path) -> tuple[ArchiveRepository, Back
     path = path.absolute()
     backup_id = archive_id(path.name)
     if path.parent.name in BACKUP_TYPES:
-        repository = installation.repository.over(LocalStorage(path.parent.parent))
+        repository = installation.repository.archive.over(LocalStorage(path.parent.parent))
         if backup_id is not None and repository.path_of(backup_id) == f"{path.parent.name}/{path.name}":
             return repository, repository.find(backup_id)
-    alone = installation.repository.over(FlatStorage(path.parent))
+    alone = installation.repository.archive.over(FlatStorage(path.parent))
     if backup_id is not None and alone.path_of(backup_id) is not None:
         return alone, alone.find(backup_id)
     metadata = alone.examine(path.name)

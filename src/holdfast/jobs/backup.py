@@ -157,7 +157,12 @@ def _take(installation: Installation, tally: _Tally, order: _Order, *, settle: b
 def _parent(installation: Installation, since: str | None) -> BackupMetadata:
     if since is not None:
         return installation.repository.find(since)
-    full = [metadata for metadata in installation.repository.backups("full") if metadata.is_good]
+    repository = installation.repository
+    full = [
+        metadata
+        for metadata in repository.backups("full")
+        if metadata.is_good and metadata.format == repository.writes
+    ]
     if not full:
         raise ParentMissing("there is no full backup for an incremental one to rest on")
     return full[0]

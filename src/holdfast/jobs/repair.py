@@ -17,13 +17,13 @@ def repair(installation: Installation, emit: Emit) -> int:
     repository = installation.repository
     installation.state.make()
     with repository.expiring():
-        for name in repository.orphans():
+        for name in repository.archive.orphans():
             try:
-                metadata = repository.examine(name)
+                metadata = repository.archive.examine(name)
             except (CorruptBackup, CredentialError) as error:
                 emit(Warned(f"{name} cannot be read: {error}"))
                 continue
-            if repository.archive_name(metadata) != name:
+            if repository.archive.archive_name(metadata) != name:
                 emit(Warned(f"{name} holds {metadata.backup_id}: give it that name"))
                 continue
             repository.save_metadata(metadata)

@@ -20,8 +20,7 @@ def parent_of(installation: Installation, schedule: Schedule) -> BackupMetadata 
     }
     repository = installation.repository
     for metadata in repository.backups("full"):
-        if metadata.is_good and wanted <= set(metadata.components):
-            archive = installation.settings.backup_dir / repository.archive_name(metadata)
-            if archive.is_file() and archive.stat().st_size == metadata.size_bytes:
-                return metadata
+        fits = metadata.format == repository.writes and wanted <= set(metadata.components)
+        if metadata.is_good and fits and repository.is_present(metadata):
+            return metadata
     return None

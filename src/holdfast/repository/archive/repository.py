@@ -129,6 +129,13 @@ class ArchiveRepository(Catalog):
                 levels = self._levels(stack, metadata)
                 verify_content(StoredArchive(metadata, levels), levels, progress)
 
+    def is_present(self, metadata: BackupMetadata) -> bool:
+        try:
+            with self._storage.open(names.archive_of(metadata)) as file:
+                return file.size == metadata.size_bytes
+        except FileNotFoundError:
+            return False
+
     def delete(self, metadata: BackupMetadata) -> None:
         # The metadata goes first: an archive without it is no backup any more, metadata without an archive is a
         # broken promise.
@@ -140,7 +147,7 @@ class ArchiveRepository(Catalog):
         """Takes back what runs that were killed have left. Only while the backup lock is held."""
         cleaned = self._storage.sweep()
         for metadata in self.backups():
-            if metadata.status == RUNNING:
+            if metadata.status == RUNNING and metadata.format == "archive":
                 self._storage.delete(names.archive_of(metadata))
                 error = StorageError("the run was cut off: killed, or the machine went down")
                 self.record_failure(metadata, error)

@@ -1,1 +1,7 @@
-"""The deduplicating repository: chunks of content, each stored once."""
+"""The deduplicating format: content is stored once, whichever backup, file or host it came from."""
+
+from __future__ import annotations
+
+from holdfast.repository.dedup.repository import DedupRepository
+
+__all__ = ["DedupRepository"]

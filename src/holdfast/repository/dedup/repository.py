@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -34,10 +34,11 @@ from holdfast.repository.dedup._chunk_reader import ChunkReader, missing_pack
 from holdfast.repository.dedup._chunk_store import ChunkStore
 from holdfast.repository.dedup._ids import KEY_LENGTH
 from holdfast.repository.dedup._index_object import IndexWriter
-from holdfast.repository.dedup._key_file import RunKeys, read_run_keys, write_run_keys
+from holdfast.repository.dedup._key_file import RunKeys, read_run_keys, rewrap_run_keys, write_run_keys
 from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._manifest_object import ManifestReader, ManifestWriter
 from holdfast.repository.dedup._names import pack_path
+from holdfast.repository.dedup._rewrap import is_opened_by, recipients_of, rewrap_identity, rewrap_object
 from holdfast.repository.dedup._run import DedupRun
 from holdfast.repository.dedup._stored import StoredManifest
 from holdfast.repository.dedup._tensor_bases import TensorBases
@@ -46,6 +47,7 @@ from holdfast.repository.dedup._writer import (
     WriterState,
     open_repository,
     opened,
+    passphrases,
     recipients_for,
 )
 from holdfast.state import LocalState
@@ -152,6 +154,34 @@ class DedupRepository(Catalog):
                     verify_manifest(self._storage, stored, self._keys_of, progress)
             del stack
 
+    def is_present(self, metadata: BackupMetadata) -> bool:
+        return self._storage.exists(names.manifest_name(metadata.backup_id))
+
+    def rewrap(self, metadata: BackupMetadata, old: KeyRing, new: KeyRing) -> bool:
+        """Gives a backup to other recipients, with the keys of the runs whose packs it needs; no pack is written.
+        False when `new` opens it already. Raises KeyWrong when `old` does not open it."""
+        if passphrases(old) and passphrases(new):
+            return rewrap_identity(self._storage, old, new)
+        recipients = recipients_of(self._storage, new)
+        old, new = opened(self._storage, old), opened(self._storage, new)
+        name = names.manifest_name(metadata.backup_id)
+        if new.can_decrypt and is_opened_by(self._storage, name, new.identities):
+            # A crash may have come between the manifest and its metadata.
+            checksum, changed = self._checksum(name), False
+        else:
+            with (
+                self._open_object(name) as file,
+                closing(ManifestReader(file, metadata, old, name=name)) as lines,
+            ):
+                runs = {lines.run, *(pack.name.partition("-")[0] for pack in lines.packs if pack.hash)}
+            for run in sorted(runs):
+                if not is_opened_by(self._storage, f"keys/{run}.age", new.identities):
+                    rewrap_run_keys(self._storage, run, old.identities, recipients)
+            checksum, changed = rewrap_object(self._storage, name, old.identities, recipients), True
+        if checksum != metadata.checksum:
+            self.save_metadata(replace(metadata, checksum=checksum))
+        return changed
+
     def delete(self, metadata: BackupMetadata) -> None:
         # The metadata goes first: without it this is no backup any more.
         self._storage.delete(names.metadata_name(metadata.backup_id))
@@ -162,7 +192,7 @@ class DedupRepository(Catalog):
         """Takes back what runs that were killed have left, but for finished packs: the next run finds those."""
         cleaned = []
         for metadata in self.backups():
-            if metadata.status != RUNNING:
+            if metadata.status != RUNNING or metadata.format != "dedup":
                 continue
             try:
                 with self._storage.lock(f"run-{metadata.backup_id}"):

@@ -1,0 +1,76 @@
+"""One directory with backups in either format: each is read as what it is, and new ones are made in one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from holdfast.crypto import KeyRing
+from holdfast.model import BackupFormat, BackupMetadata, Signature
+from holdfast.repository._catalog import Catalog
+from holdfast.repository.archive import ArchiveRepository
+from holdfast.repository.base import Run, RunPlan, StoredBackup
+from holdfast.repository.dedup.repository import DedupRepository
+from holdfast.storage.base import Storage, Upload
+
+
+class EitherRepository(Catalog):
+    """Implements `holdfast.repository.base.Repository`."""
+
+    def __init__(
+        self, storage: Storage, archive: ArchiveRepository, dedup: DedupRepository, *, writes: BackupFormat
+    ) -> None:
+        """`archive` and `dedup` are over the same `storage`. `writes`: the format of new backups."""
+        super().__init__(storage)
+        self.archive = archive
+        self.dedup = dedup
+        self.writes = writes
+
+    def begin(self, plan: RunPlan) -> AbstractContextManager[Run[Any]]:
+        return self._named(self.writes).begin(plan)
+
+    def open(self, metadata: BackupMetadata) -> AbstractContextManager[StoredBackup]:
+        return self._of(metadata).open(metadata)
+
+    def verify(self, metadata: BackupMetadata, *, deep: bool, progress: Callable[[int], None]) -> None:
+        self._of(metadata).verify(metadata, deep=deep, progress=progress)
+
+    def is_present(self, metadata: BackupMetadata) -> bool:
+        return self._of(metadata).is_present(metadata)
+
+    def signature_of(self, metadata: BackupMetadata) -> tuple[Signature | None, bytes]:
+        return self._of(metadata).signature_of(metadata)
+
+    def delete(self, metadata: BackupMetadata) -> None:
+        self._of(metadata).delete(metadata)
+
+    def lent(self) -> AbstractContextManager[None]:
+        return self.archive.lent()
+
+    @contextmanager
+    def expiring(self) -> Iterator[None]:
+        with self._named(self.writes).expiring():
+            yield
+
+    def clean(self) -> list[str]:
+        """Takes back what runs that were killed have left. While `expiring` is held."""
+        return self.archive.clean() + self.dedup.clean()
+
+    def rebuild_list(self, metadata: BackupMetadata) -> bool:
+        """Makes the list of a backup in the local state again. False when it is there already."""
+        return self._of(metadata).rebuild_list(metadata)
+
+    def export(self, stored: StoredBackup, upload: Upload, progress: Callable[[int, int], None]) -> None:
+        """Writes a backup to `upload` as a full, unencrypted archive, whatever it is stored as."""
+        self.archive.export(stored, upload, progress)
+
+    def rewrap(self, metadata: BackupMetadata, old: KeyRing, new: KeyRing) -> bool:
+        """Gives a backup to other recipients. False when `new` opens it already."""
+        return self._of(metadata).rewrap(metadata, old, new)
+
+    def _of(self, metadata: BackupMetadata) -> ArchiveRepository | DedupRepository:
+        return self._named(metadata.format)
+
+    def _named(self, format_: BackupFormat) -> ArchiveRepository | DedupRepository:
+        return self.dedup if format_ == "dedup" else self.archive
