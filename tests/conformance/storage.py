@@ -49,6 +49,12 @@ class StorageSuite:
             assert upload.size == size
         assert content_of(storage, NAME) == content
 
+    def test_an_object_that_is_not_to_be_hashed_is_compared_all_the_same(self, storage: Storage) -> None:
+        upload = storage.create(NAME, hashed=False)
+        upload.write(b"content")
+        assert upload.publish() == ""
+        assert content_of(storage, NAME) == b"content"
+
     def test_whatever_holds_bytes_can_be_written(self, storage: Storage) -> None:
         with started(storage, NAME) as upload:
             upload.write(b"ab")

@@ -36,7 +36,7 @@ class Upload(Protocol):
 
     def publish(self) -> str:
         """Makes the object durable and gives it its name, atomically. Returns the SHA-256, in hex, of what the
-        storage gives back when asked for it.
+        storage gives back when asked for it; nothing when it was not to be hashed.
 
         Raises StorageError when the name is taken, or when what is read back differs from what was written.
         """
@@ -50,8 +50,9 @@ class Upload(Protocol):
 class Storage(Protocol):
     """Where bytes are kept. Every method raises StorageError when the storage refuses."""
 
-    def create(self, name: str, *, replace: bool = False) -> Upload:
-        """Begins an object. Raises StorageError when the name is taken, unless it is to be replaced."""
+    def create(self, name: str, *, replace: bool = False, hashed: bool = True) -> Upload:
+        """Begins an object. Raises StorageError when the name is taken, unless it is to be replaced. Without `hashed`
+        its `publish` tells no checksum, and compares all the same."""
         ...
 
     def put(self, name: str, data: bytes) -> None:

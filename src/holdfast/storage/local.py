@@ -33,14 +33,14 @@ class LocalStorage:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def create(self, name: str, *, replace: bool = False) -> LocalUpload:
+    def create(self, name: str, *, replace: bool = False, hashed: bool = True) -> LocalUpload:
         target = self._path(name)
         if target.exists() and not replace:
             raise StorageError(f"{target} already exists")
         with explained(f"cannot write to {self.directory}"):
             self._make(target.parent)
             self._make(self.directory / _TEMP)
-            return LocalUpload(self._partial(target), target, replace=replace)
+            return LocalUpload(self._partial(target), target, replace=replace, hashed=hashed)
 
     def put(self, name: str, data: bytes) -> None:
         target = self._path(name)
@@ -103,10 +103,10 @@ class LocalStorage:
 
     def sweep(self) -> list[str]:
         temp = self.directory / _TEMP
-        left = sorted(temp.glob("*.partial")) if temp.is_dir() else []
+        left = sorted((*temp.glob("*.partial"), *temp.glob("run-*.lock"))) if temp.is_dir() else []
         for path in left:
             path.unlink(missing_ok=True)
-        return [path.name for path in left]
+        return [path.name for path in left if path.suffix == ".partial"]
 
     def _path(self, name: str) -> Path:
         if name.startswith("/") or ".." in name.split("/") or "\0" in name:
@@ -144,8 +144,9 @@ class LocalUpload:
     do at the end; that they are the bytes which were written, their CRC-32 tells.
     """
 
-    def __init__(self, partial: Path, target: Path, *, replace: bool = False) -> None:
+    def __init__(self, partial: Path, target: Path, *, replace: bool = False, hashed: bool = True) -> None:
         self.size = 0
+        self._hashed = hashed
         self._partial = partial
         self._target = target
         self._replace = replace
@@ -194,7 +195,7 @@ class LocalUpload:
                 sync_directory(self._target.parent)
         finally:
             self.abort()
-        return self._checksum.hexdigest()
+        return self._checksum.hexdigest() if self._hashed else ""
 
     def abort(self) -> None:
         if self._fd >= 0:
@@ -206,7 +207,8 @@ class LocalUpload:
     def _read_back(self) -> int:
         count = os.preadv(self._fd, [self._buffer], self._seen_size)
         piece = self._buffer[:count]
-        self._checksum.update(piece)
+        if self._hashed:
+            self._checksum.update(piece)
         self._seen = isal_zlib.crc32(piece, self._seen)
         self._seen_size += count
         return count

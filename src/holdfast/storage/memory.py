@@ -45,12 +45,12 @@ class MemoryStorage:
             self._die()
         return self.beside(faults)
 
-    def create(self, name: str, *, replace: bool = False) -> MemoryUpload:
+    def create(self, name: str, *, replace: bool = False, hashed: bool = True) -> MemoryUpload:
         _check(name)
         with self._call("create", name):
             if name in self._medium.objects and not replace:
                 raise StorageError(f"{name} already exists")
-            return MemoryUpload(self, self._medium, name, replace=replace)
+            return MemoryUpload(self, self._medium, name, replace=replace, hashed=hashed)
 
     def put(self, name: str, data: bytes) -> None:
         _check(name)
@@ -151,8 +151,11 @@ class MemoryStorage:
 class MemoryUpload:
     """Implements `holdfast.storage.base.Upload`."""
 
-    def __init__(self, storage: MemoryStorage, medium: _Medium, name: str, *, replace: bool) -> None:
+    def __init__(
+        self, storage: MemoryStorage, medium: _Medium, name: str, *, replace: bool, hashed: bool
+    ) -> None:
         self.size = 0
+        self._hashed = hashed
         self._storage = storage
         self._medium = medium
         self._name = name
@@ -183,7 +186,7 @@ class MemoryUpload:
                 self._medium.write(self._name, content, self._storage.faults.listing_delay)
         finally:
             self.abort()
-        return hashlib.sha256(content).hexdigest()
+        return hashlib.sha256(content).hexdigest() if self._hashed else ""
 
     def abort(self) -> None:
         with self._medium.mutex:

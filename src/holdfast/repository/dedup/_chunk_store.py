@@ -83,7 +83,10 @@ class ChunkStore:
         self._finishing: tuple[_Pack, Future[PackTable]] | None = None
 
     def put(self, chunk: Chunk) -> ChunkRef:
-        """Stores a chunk, if it is not there yet. Raises StorageError, RepositoryError, SizeLimitExceeded."""
+        """Stores a chunk, if it is not there yet. Its memory must stay as it is until `finish`.
+
+        Raises StorageError, RepositoryError, SizeLimitExceeded.
+        """
         name = chunk_id(self._keys.id_key, chunk.data)
         length = len(chunk.data)
         number = self._new.get(name)
@@ -127,8 +130,7 @@ class ChunkStore:
 
     def _store(self, name: bytes, chunk: Chunk) -> int:
         pack = self._current()
-        # The cutter gives each chunk's memory to the next one.
-        data = bytes(chunk.data)
+        data = chunk.data
         self._new[name] = pack.number
         identity = b""
         if chunk.tensor:

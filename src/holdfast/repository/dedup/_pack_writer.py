@@ -95,7 +95,7 @@ class PackWriter:
         self._chunk_blocks = array("I")
         self._chunk_offsets = array("I")
         self._chunk_lengths = array("I")
-        self._upload = storage.create(pack_path(self.name))
+        self._upload = storage.create(pack_path(self.name), hashed=False)
         try:
             self._write(self._sealer.header)
         except BaseException:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import IO
@@ -18,6 +18,7 @@ from holdfast.repository._manifest import CHUNKS_PER_LINE, ChunkRef, PackRef, Ro
 from holdfast.repository.base import Pieces, Stored
 from holdfast.repository.dedup._chunk_store import ChunkStore
 from holdfast.repository.dedup._cut import cut
+from holdfast.repository.dedup._digest import Digest
 from holdfast.repository.dedup._manifest_object import ManifestWriter
 
 _SPOOL = 1 << 20
@@ -52,6 +53,7 @@ class DedupRun:
         self._key = ""
         self._entries = 0
         self._bytes = 0
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="digest")
 
     def begin_source(self, component: Component, name: str) -> bool:
         key = (component, name)
@@ -118,14 +120,17 @@ class DedupRun:
 
     def abort(self) -> None:
         """Frees what the run holds. Packs that are finished stay, and the next run finds them."""
+        self._hasher.shutdown(cancel_futures=True)
         self.store.abort()
         self.lines.close()
 
     def _add_content(self, entry: Entry, pieces: Pieces, size: int | None) -> Entry:
-        digest = hashlib.sha256()
+        digest = Digest(self._hasher)
         total = 0
         with closing(_ChunkLines()) as chunks:
             for chunk in cut(pieces, self._id_key):
+                # The cutter gives each chunk's memory to the next one.
+                chunk = chunk._replace(data=memoryview(bytes(chunk.data)))
                 digest.update(chunk.data)
                 total += len(chunk.data)
                 if size is not None and total > size:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from holdfast.errors import CorruptBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord
 from holdfast.repository._manifest import ChunkRef, Rows, parse_chunks
 from holdfast.repository.dedup._chunk_reader import ChunkReader
+from holdfast.repository.dedup._digest import Digest
 from holdfast.repository.dedup._manifest_object import ManifestReader
 
 Pieces = Iterator["bytes | memoryview"]
@@ -32,6 +33,12 @@ class StoredManifest:
         self.manifest = manifest
         self.reader = chunks
         self._current: _Current | None = None
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="digest")
+
+    def close(self) -> None:
+        """Ends its thread, and those of the reader."""
+        self._hasher.shutdown(cancel_futures=True)
+        self.reader.close()
 
     def sources(self) -> Sequence[SourceRecord]:
         return sorted(self.manifest.end.sources, key=lambda record: record.key)
@@ -63,7 +70,7 @@ class StoredManifest:
             yield from parse_chunks(line)
 
     def read(self, entry: Entry) -> Pieces:
-        digest, size = hashlib.sha256(), 0
+        digest, size = Digest(self._hasher), 0
         for piece in self.reader.read(self.chunks(entry)):
             size += len(piece)
             if size > entry.size:

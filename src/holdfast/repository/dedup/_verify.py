@@ -36,7 +36,7 @@ def verify_packs(storage: Storage, packs: Sequence[PackRef], name: str, *, deep:
                 )
             if not deep:
                 continue
-            digest = blake3()
+            digest = blake3(max_threads=blake3.AUTO)
             end = file.size - _TRAILER
             for offset in range(0, end, _PIECE):
                 digest.update(file.read_at(offset, min(_PIECE, end - offset)))

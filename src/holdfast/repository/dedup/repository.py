@@ -121,8 +121,9 @@ class DedupRepository(Catalog):
             if missing := needed - self._packs_there({pack[:2] for pack in needed}):
                 raise missing_pack(min(missing), metadata.backup_id)
             chunks = ChunkReader(self._storage, self._keys_of, manifest.packs, name=metadata.backup_id)
-            stack.callback(chunks.close)
-            yield StoredManifest(metadata, manifest, chunks)
+            stored = StoredManifest(metadata, manifest, chunks)
+            stack.callback(stored.close)
+            yield stored
 
     def chain(self, metadata: BackupMetadata) -> list[BackupMetadata]:
         """Every backup is whole, and rests on no other."""
