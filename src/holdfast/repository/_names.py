@@ -21,6 +21,12 @@ def manifest_name(backup_id: str) -> str:
     return f"{DIRECTORIES[type_of_id(backup_id)]}{backup_id}.manifest"
 
 
+def manifest_id(name: str) -> str | None:
+    """The backup id in a manifest's file name; None where there is none."""
+    found = name.rpartition("/")[2].removesuffix(".manifest")
+    return found if name.endswith(".manifest") and is_backup_id(found) else None
+
+
 def archive_of(metadata: BackupMetadata) -> str:
     return archive_name(metadata.backup_id, encrypted=metadata.encrypted)
 

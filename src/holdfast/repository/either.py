@@ -57,6 +57,10 @@ class EitherRepository(Catalog):
         """Takes back what runs that were killed have left. While `expiring` is held."""
         return self.archive.clean() + self.dedup.clean()
 
+    def free(self) -> list[str]:
+        """Deletes packs that no backup needs any more."""
+        return self.dedup.free()
+
     def rebuild_list(self, metadata: BackupMetadata) -> bool:
         """Makes the list of a backup in the local state again. False when it is there already."""
         return self._of(metadata).rebuild_list(metadata)

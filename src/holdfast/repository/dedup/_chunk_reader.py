@@ -148,20 +148,32 @@ class ChunkReader:
             else:
                 if depth >= _DEPTH:
                     raise CorruptBackup(f"{self._name}: a difference rests on itself")
-                # Asked for here, and not by the thread that needs it: that could wait for itself.
-                held = self._pool.submit(_open, reader, place.block, self._whole(place.block, depth))
+                held = self._after(self._find(base, place.block.base_pack), reader, place.block, depth)
             self._blocks[key] = held
             self._forget_blocks()
         else:
             self._blocks.move_to_end(key)
         return held
 
-    def _whole(self, row: BlockRow, depth: int) -> bytes:
-        """The chunk that a difference is taken from."""
-        assert row.base is not None
-        place = self._find(row.base, row.base_pack)
-        block = self._block(place, depth + 1).result()
-        return block[place.offset : place.offset + place.length]
+    def _after(self, base: ChunkPlace, reader: PackReader, row: BlockRow, depth: int) -> Future[bytes]:
+        """A difference, opened once its base is. No thread of the pool waits for another."""
+        opened: Future[bytes] = Future()
+
+        def settle(done: Future[bytes]) -> None:
+            if error := done.exception():
+                opened.set_exception(error)
+            else:
+                opened.set_result(done.result())
+
+        def start(done: Future[bytes]) -> None:
+            try:
+                whole = done.result()[base.offset : base.offset + base.length]
+                self._pool.submit(_open, reader, row, whole).add_done_callback(settle)
+            except BaseException as error:  # noqa: BLE001 - it is raised to whoever asks for the block
+                opened.set_exception(error)
+
+        self._block(base, depth + 1).add_done_callback(start)
+        return opened
 
     def _forget_blocks(self) -> None:
         while len(self._blocks) > _KEPT_BLOCKS:

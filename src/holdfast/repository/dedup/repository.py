@@ -24,7 +24,7 @@ from holdfast.errors import (
 from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
-from holdfast.repository._catalog import RUNNING, Catalog, statement
+from holdfast.repository._catalog import DAMAGED, RUNNING, Catalog, statement
 from holdfast.repository._lists import ParentList
 from holdfast.repository._manifest import Header, PackRef
 from holdfast.repository._seal import Seal
@@ -32,6 +32,7 @@ from holdfast.repository.base import RunAbandoned, RunPlan
 from holdfast.repository.dedup._bases import BaseFinder, Locate, Places, find_places
 from holdfast.repository.dedup._chunk_reader import ChunkReader, missing_pack
 from holdfast.repository.dedup._chunk_store import ChunkStore
+from holdfast.repository.dedup._garbage import CONDEMNED, Garbage
 from holdfast.repository.dedup._ids import KEY_LENGTH
 from holdfast.repository.dedup._index_object import IndexWriter
 from holdfast.repository.dedup._key_file import RunKeys, read_run_keys, rewrap_run_keys, write_run_keys
@@ -53,7 +54,6 @@ from holdfast.repository.dedup._writer import (
 from holdfast.state import LocalState
 from holdfast.storage.base import OpenObject, Storage
 
-CONDEMNED = "condemned/"
 _PINNED = "writer.json"
 
 
@@ -96,12 +96,16 @@ class DedupRepository(Catalog):
             run_keys = RunKeys.generate(
                 repository=repository, id_key=pinned.id_key, writer=self._writer(), clock=self._clock
             )
-            known = self._known(run_keys)
-            parent = self._parent_list(stack, plan, known)
+            if plan.parent is not None:
+                self._check_present(plan.parent)
+            # From here on `gc` sees that a run is at work, and deletes no pack that it condemns later.
             started = self.reserve(self._running(plan), self._clock())
             stack.enter_context(self._storage.lock(f"run-{started.backup_id}"))
+            known: Known | None = None
             run: DedupRun | None = None
             try:
+                known = self._known(run_keys)
+                parent = self._parent_list(stack, plan, known)
                 write_run_keys(self._storage, run_keys, recipients)
                 run = self._run(stack, plan, started, run_keys, recipients, known, parent)
                 with explained(f"cannot write to {temp_directory()}"):
@@ -216,9 +220,37 @@ class DedupRepository(Catalog):
             lists.save(self._state, metadata, self._manifest(stack, metadata).as_list())
         return True
 
-    def manifest(self, stack: ExitStack, metadata: BackupMetadata) -> ManifestReader:
-        """The manifest of a backup, open as long as `stack` is."""
-        return self._manifest(stack, metadata)
+    def free(self) -> list[str]:
+        """Deletes what no backup needs, in two phases: what is condemned now is deleted by a later call. Returns the
+        names of what was deleted. Needs the identity. Safe beside runs at work; see `Garbage`."""
+        needed: set[str] = set()
+        runs: set[str] = set()
+        at_work = []
+        backups = self.backups()
+        self._refuse_orphans(backups)
+        for metadata in backups:
+            if metadata.format != "dedup":
+                continue
+            if metadata.status == RUNNING:
+                at_work.append(metadata.moment)
+            elif metadata.is_good:
+                with ExitStack() as stack:
+                    manifest = self._manifest(stack, metadata)
+                    needed |= {pack.name for pack in manifest.packs if pack.hash}
+                    runs.add(manifest.run)
+        return Garbage(self._storage, self._clock()).free(needed, runs, at_work)
+
+    def _refuse_orphans(self, backups: Sequence[BackupMetadata]) -> None:
+        """What lost its metadata can be repaired, as long as its packs are there."""
+        recorded = {known.backup_id for known in backups if known.status != DAMAGED}
+        for directory in names.DIRECTORIES.values():
+            for name in self._storage.names(directory):
+                backup_id = names.manifest_id(name)
+                if backup_id is not None and backup_id not in recorded:
+                    raise CorruptBackup(
+                        f"{name} has no metadata, or it is damaged: so what nothing needs cannot be told",
+                        hint="Run `holdfast repair`, or delete the manifest if the backup is not wanted.",
+                    )
 
     # A run
 
@@ -333,12 +365,12 @@ class DedupRepository(Catalog):
         started: BackupMetadata,
         run: DedupRun | None,
         keys: RunKeys,
-        known: Known,
+        known: Known | None,
         error: BaseException,
     ) -> None:
         if run is not None:
             run.abort()
-        if isinstance(error, SizeLimitExceeded) and run is not None:
+        if isinstance(error, SizeLimitExceeded) and run is not None and known is not None:
             gone = [table.name for table in run.store.tables]
             known.forget_packs(gone)
             for pack in gone:
@@ -429,6 +461,18 @@ class DedupRepository(Catalog):
                 f"{len(missing)} packs that the backup needs were deleted while it was made",
                 hint="Make it again: what was deleted is then stored anew.",
             )
+
+    def _check_present(self, parent: BackupMetadata) -> None:
+        if not self._storage.exists(self._names_of(parent)):
+            raise CorruptBackup(f"{self._names_of(parent)} is missing, though its metadata is there")
+
+    @staticmethod
+    def _names_of(metadata: BackupMetadata) -> str:
+        return (
+            names.manifest_name(metadata.backup_id)
+            if metadata.format == "dedup"
+            else names.archive_of(metadata)
+        )
 
     def _reference(self, plan: RunPlan) -> BackupMetadata | None:
         """The backup that a run compares with: the parent, or the last of the whole service."""

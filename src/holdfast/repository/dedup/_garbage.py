@@ -1,0 +1,97 @@
+"""Packs that no backup needs any more, and how they go without harm to runs at work.
+
+In two phases. A pack that nothing needs is *condemned*: writers see the mark, and take nothing in it for present any
+more. It is *deleted* by a later call, once every run that began before the mark has ended, and the grace period is
+over: clocks of several hosts differ, and a listing may lag. A pack that is needed again by then is kept, and its mark
+goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime, timedelta
+
+from holdfast.clock import parse_timestamp, timestamp
+from holdfast.errors import CorruptBackup
+from holdfast.repository.dedup._names import index_path, object_name, pack_path, parse_object_name
+from holdfast.storage.base import Storage
+
+CONDEMNED = "condemned/"
+GRACE = timedelta(hours=24)
+_LIMIT = 4096
+
+
+class Garbage:
+    """What is in a storage and in no manifest."""
+
+    def __init__(self, storage: Storage, now: datetime) -> None:
+        self._storage = storage
+        self._now = now
+
+    def free(self, needed: Collection[str], runs: Collection[str], at_work: Sequence[datetime]) -> list[str]:
+        """One call: deletes what was condemned long enough ago, and condemns the rest.
+
+        `needed`: packs that backups need. `runs`: those that made them. `at_work`: when each run that has not ended
+        began. Returns the names of what was deleted. Raises StorageError, CorruptBackup for a mark that is damaged.
+        """
+        packs = set(self._packs())
+        marks = dict(self._marks())
+        deleted = []
+        for pack, since in marks.items():
+            if pack in needed or pack not in packs:
+                self._storage.delete(CONDEMNED + pack)
+            elif since + GRACE <= self._now and all(since < began for began in at_work):
+                self._delete(pack_path(pack))
+                self._storage.delete(CONDEMNED + pack)
+                packs.discard(pack)
+                deleted.append(pack_path(pack))
+        for pack in sorted(packs - set(needed) - set(marks)):
+            mark = {"since": timestamp(self._now)}
+            self._storage.put(CONDEMNED + pack, json.dumps(mark).encode())
+        # A run that is at work has a key before it has a pack.
+        if not at_work:
+            deleted += self._keys_of_nothing({parse_object_name(pack)[0] for pack in packs} | set(runs))
+        return deleted
+
+    def _packs(self) -> Iterator[str]:
+        for prefix in range(256):
+            for name in self._storage.names(f"packs/{prefix:02x}/"):
+                pack = name.rpartition("/")[2]
+                if not pack.endswith(".parity"):
+                    parse_object_name(pack)
+                    yield pack
+
+    def _marks(self) -> Iterator[tuple[str, datetime]]:
+        for name in self._storage.names(CONDEMNED):
+            pack = name.removeprefix(CONDEMNED)
+            parse_object_name(pack)
+            try:
+                data = json.loads(self._storage.get(name, limit=_LIMIT))
+                yield pack, parse_timestamp(data["since"])
+            except FileNotFoundError:
+                continue  # another `gc` was faster
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorruptBackup(
+                    f"{name} does not say since when", hint="Delete it: the pack is condemned again."
+                ) from error
+
+    def _keys_of_nothing(self, runs: Collection[str]) -> list[str]:
+        """Keys and indexes of runs of which nothing is left."""
+        deleted = []
+        for name in list(self._storage.names("keys/")):
+            run, _, suffix = name.removeprefix("keys/").partition(".")
+            if suffix not in ("age", "json") or run == "identity" or run in runs:
+                continue
+            number = 0
+            while self._storage.exists(index := index_path(object_name(run, number))):
+                self._delete(index)
+                deleted.append(index)
+                number += 1
+            self._delete(name)
+            deleted.append(name)
+        return deleted
+
+    def _delete(self, name: str) -> None:
+        self._storage.delete(name)
+        self._storage.delete(f"{name}.parity")
