@@ -17,13 +17,13 @@ def repair(installation: Installation, emit: Emit) -> int:
     repository = installation.repository
     installation.state.make()
     with repository.expiring():
-        for name in repository.archive.orphans():
+        for name in repository.orphans():
             try:
-                metadata = repository.archive.examine(name)
+                metadata = repository.examine(name)
             except (CorruptBackup, CredentialError) as error:
                 emit(Warned(f"{name} cannot be read: {error}"))
                 continue
-            if repository.archive.archive_name(metadata) != name:
+            if repository.name_of(metadata) != name:
                 emit(Warned(f"{name} holds {metadata.backup_id}: give it that name"))
                 continue
             repository.save_metadata(metadata)
@@ -33,4 +33,9 @@ def repair(installation: Installation, emit: Emit) -> int:
         if full is not None and repository.rebuild_list(full):
             emit(Noted(f"{full.backup_id}: made the list again that incrementals are compared with"))
             repaired += 1
+        if repository.writes == "dedup" and full is not None:
+            learnt = repository.dedup.remember()
+            if learnt:
+                emit(Noted(f"learnt again what lies in {learnt} packs, so that it is not stored once more"))
+                repaired += learnt
     return repaired

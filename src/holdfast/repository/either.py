@@ -8,6 +8,7 @@ from typing import Any
 
 from holdfast.crypto import KeyRing
 from holdfast.model import BackupFormat, BackupMetadata, Signature
+from holdfast.repository import _names as names
 from holdfast.repository._catalog import Catalog
 from holdfast.repository.archive import ArchiveRepository
 from holdfast.repository.base import Run, RunPlan, StoredBackup
@@ -64,6 +65,22 @@ class EitherRepository(Catalog):
     def rebuild_list(self, metadata: BackupMetadata) -> bool:
         """Makes the list of a backup in the local state again. False when it is there already."""
         return self._of(metadata).rebuild_list(metadata)
+
+    def orphans(self) -> list[str]:
+        """The names of archives and manifests whose metadata is lost, or damaged."""
+        return self.archive.orphans() + self.dedup.orphans()
+
+    def examine(self, name: str) -> BackupMetadata:
+        """The metadata of one of these, unsigned."""
+        return self._named("dedup" if names.manifest_id(name) else "archive").examine(name)
+
+    def name_of(self, metadata: BackupMetadata) -> str:
+        """Where a backup's archive, or its manifest, lies in the storage."""
+        return (
+            names.manifest_name(metadata.backup_id)
+            if metadata.format == "dedup"
+            else names.archive_of(metadata)
+        )
 
     def export(self, stored: StoredBackup, upload: Upload, progress: Callable[[int, int], None]) -> None:
         """Writes a backup to `upload` as a full, unencrypted archive, whatever it is stored as."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,29 @@ def test_a_host_that_has_lost_its_memory_stores_everything_again(ground: DedupGr
     again = make(ground, trees)
     assert again.size_bytes > 2_000_000
     ground.keys = KeyRing((IDENTITY.recipient,), (IDENTITY,))
+    assert_holds(ground.repository(), again, trees)
+
+
+def test_what_was_forgotten_can_be_learnt_again(ground: DedupGround) -> None:
+    trees = models(file("files/models/a", noise(2_000_000, 1)))
+    make(ground, trees)
+    for path in (ground.state.repository / "dedup").iterdir():
+        path.unlink()
+    assert ground.repository().remember() == 1
+    assert ground.repository().remember() == 0
+    assert make(ground, trees).size_bytes < 10_000
+
+
+def test_metadata_that_was_lost_is_made_again(ground: DedupGround) -> None:
+    trees = models(file("files/models/a", noise(500_000, 1)))
+    metadata = make(ground, trees)
+    ground.files_of(metadata)[-1].unlink()
+    (orphan,) = ground.repository().orphans()
+    again = ground.repository().examine(orphan)
+    assert again == replace(
+        metadata, signature=None, duration_seconds=0.0, warnings=0, size_bytes=again.size_bytes
+    )
+    ground.repository().save_metadata(again)
     assert_holds(ground.repository(), again, trees)
 
 

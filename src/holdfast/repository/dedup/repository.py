@@ -2,86 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 
-from holdfast.clock import Clock
-from holdfast.crypto import KeyRing, X25519Recipient
-from holdfast.durable import explained, make_private, temp_directory
+from holdfast.crypto import X25519Recipient
+from holdfast.durable import explained, temp_directory
 from holdfast.errors import (
     CorruptBackup,
-    CredentialError,
     LockHeld,
     RepositoryError,
     SizeLimitExceeded,
-    StorageError,
 )
 from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
-from holdfast.repository._catalog import DAMAGED, RUNNING, Catalog, statement
+from holdfast.repository._catalog import RUNNING, statement
 from holdfast.repository._lists import ParentList
 from holdfast.repository._manifest import Header, PackRef
-from holdfast.repository._seal import Seal
 from holdfast.repository.base import RunAbandoned, RunPlan
-from holdfast.repository.dedup._bases import BaseFinder, Locate, Places, find_places
-from holdfast.repository.dedup._chunk_reader import ChunkReader, missing_pack
+from holdfast.repository.dedup._bases import BaseFinder, Places, find_places
+from holdfast.repository.dedup._chunk_reader import ChunkReader
 from holdfast.repository.dedup._chunk_store import ChunkStore
-from holdfast.repository.dedup._garbage import CONDEMNED, Garbage
-from holdfast.repository.dedup._ids import KEY_LENGTH
+from holdfast.repository.dedup._garbage import CONDEMNED
 from holdfast.repository.dedup._index_object import IndexWriter
-from holdfast.repository.dedup._key_file import RunKeys, read_run_keys, rewrap_run_keys, write_run_keys
+from holdfast.repository.dedup._key_file import RunKeys, write_run_keys
 from holdfast.repository.dedup._known import Known
-from holdfast.repository.dedup._manifest_object import ManifestReader, ManifestWriter
+from holdfast.repository.dedup._manifest_object import ManifestWriter
 from holdfast.repository.dedup._names import pack_path
-from holdfast.repository.dedup._rewrap import is_opened_by, recipients_of, rewrap_identity, rewrap_object
 from holdfast.repository.dedup._run import DedupRun
-from holdfast.repository.dedup._stored import StoredManifest
 from holdfast.repository.dedup._tensor_bases import TensorBases
-from holdfast.repository.dedup._verify import indexes_of, verify_manifest, verify_packs
+from holdfast.repository.dedup._upkeep import Upkeep
+from holdfast.repository.dedup._verify import indexes_of
 from holdfast.repository.dedup._writer import (
-    WriterState,
     open_repository,
-    opened,
-    passphrases,
-    recipients_for,
 )
-from holdfast.state import LocalState
-from holdfast.storage.base import OpenObject, Storage
-
-_PINNED = "writer.json"
 
 
-class DedupRepository(Catalog):
+class DedupRepository(Upkeep):
     """Implements `holdfast.repository.base.Repository`."""
-
-    def __init__(
-        self,
-        storage: Storage,
-        state: LocalState,
-        seal: Seal,
-        *,
-        writer: Callable[[], str],
-        locate: Locate,
-        host: str,
-        tool: str,
-        clock: Clock,
-    ) -> None:
-        """`writer`: this host's public signing key. `locate`: where on this host an entry's file lies, if it does."""
-        super().__init__(storage)
-        self._state = state
-        self._seal = seal
-        self._writer = writer
-        self._locate = locate
-        self._host = host
-        self._tool = tool
-        self._clock = clock
-        self._keys_of = lru_cache(maxsize=None)(self._run_keys)
 
     @contextmanager
     def begin(self, plan: RunPlan) -> Iterator[DedupRun]:
@@ -116,143 +76,6 @@ class DedupRepository(Catalog):
                 if run is None or run.committed is None:
                     self._take_back(started, run, run_keys, known, error)
                 raise
-
-    @contextmanager
-    def open(self, metadata: BackupMetadata) -> Iterator[StoredManifest]:
-        with ExitStack() as stack:
-            manifest = self._manifest(stack, metadata)
-            needed = {pack.name for pack in manifest.packs if pack.hash}
-            if missing := needed - self._packs_there({pack[:2] for pack in needed}):
-                raise missing_pack(min(missing), metadata.backup_id)
-            chunks = ChunkReader(self._storage, self._keys_of, manifest.packs, name=metadata.backup_id)
-            stored = StoredManifest(metadata, manifest, chunks)
-            stack.callback(stored.close)
-            yield stored
-
-    def chain(self, metadata: BackupMetadata) -> list[BackupMetadata]:
-        """Every backup is whole, and rests on no other."""
-        return [metadata]
-
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        with self._storage.lock("expire", shared=True):
-            yield
-
-    @contextmanager
-    def expiring(self) -> Iterator[None]:
-        """Backups may be made meanwhile: what they need is not deleted. Raises LockHeld while some are being read."""
-        with self._storage.lock("expire"):
-            yield
-
-    def verify(self, metadata: BackupMetadata, *, deep: bool, progress: Callable[[int], None]) -> None:
-        name = names.manifest_name(metadata.backup_id)
-        with ExitStack() as stack:
-            if self._checksum(name) != metadata.checksum:
-                raise CorruptBackup(
-                    f"{name} does not have the checksum {metadata.checksum[:12]}… of its metadata"
-                )
-            if not deep and not self.can_read():
-                return
-            with self.open(metadata) as stored:
-                verify_packs(self._storage, stored.manifest.packs, metadata.backup_id, deep=deep)
-                if deep:
-                    verify_manifest(self._storage, stored, self._keys_of, progress)
-            del stack
-
-    def is_present(self, metadata: BackupMetadata) -> bool:
-        return self._storage.exists(names.manifest_name(metadata.backup_id))
-
-    def rewrap(self, metadata: BackupMetadata, old: KeyRing, new: KeyRing) -> bool:
-        """Gives a backup to other recipients, with the keys of the runs whose packs it needs; no pack is written.
-        False when `new` opens it already. Raises KeyWrong when `old` does not open it."""
-        if passphrases(old) and passphrases(new):
-            return rewrap_identity(self._storage, old, new)
-        recipients = recipients_of(self._storage, new)
-        old, new = opened(self._storage, old), opened(self._storage, new)
-        name = names.manifest_name(metadata.backup_id)
-        if new.can_decrypt and is_opened_by(self._storage, name, new.identities):
-            # A crash may have come between the manifest and its metadata.
-            checksum, changed = self._checksum(name), False
-        else:
-            with (
-                self._open_object(name) as file,
-                closing(ManifestReader(file, metadata, old, name=name)) as lines,
-            ):
-                runs = {lines.run, *(pack.name.partition("-")[0] for pack in lines.packs if pack.hash)}
-            for run in sorted(runs):
-                if not is_opened_by(self._storage, f"keys/{run}.age", new.identities):
-                    rewrap_run_keys(self._storage, run, old.identities, recipients)
-            checksum, changed = rewrap_object(self._storage, name, old.identities, recipients), True
-        if checksum != metadata.checksum:
-            self.save_metadata(replace(metadata, checksum=checksum))
-        return changed
-
-    def delete(self, metadata: BackupMetadata) -> None:
-        # The metadata goes first: without it this is no backup any more.
-        self._storage.delete(names.metadata_name(metadata.backup_id))
-        self._storage.delete(names.manifest_name(metadata.backup_id))
-        self._state.list_file(metadata.backup_id).unlink(missing_ok=True)
-
-    def clean(self) -> list[str]:
-        """Takes back what runs that were killed have left, but for finished packs: the next run finds those."""
-        cleaned = []
-        for metadata in self.backups():
-            if metadata.status != RUNNING or metadata.format != "dedup":
-                continue
-            try:
-                with self._storage.lock(f"run-{metadata.backup_id}"):
-                    self._storage.delete(names.manifest_name(metadata.backup_id))
-                    error = StorageError("the run was cut off: killed, or the machine went down")
-                    self.record_failure(metadata, error)
-                    cleaned.append(metadata.backup_id)
-            except LockHeld:
-                continue  # it is at work
-        return cleaned
-
-    def rebuild_list(self, metadata: BackupMetadata) -> bool:
-        """Makes the list of a backup in the local state again. False when it is there already."""
-        found = lists.open_list(self._state, metadata)
-        if found is not None:
-            found.close()
-            return False
-        with ExitStack() as stack:
-            self._state.make()
-            lists.save(self._state, metadata, self._manifest(stack, metadata).as_list())
-        return True
-
-    def free(self) -> list[str]:
-        """Deletes what no backup needs, in two phases: what is condemned now is deleted by a later call. Returns the
-        names of what was deleted. Needs the identity. Safe beside runs at work; see `Garbage`."""
-        needed: set[str] = set()
-        runs: set[str] = set()
-        at_work = []
-        backups = self.backups()
-        self._refuse_orphans(backups)
-        for metadata in backups:
-            if metadata.format != "dedup":
-                continue
-            if metadata.status == RUNNING:
-                at_work.append(metadata.moment)
-            elif metadata.is_good:
-                with ExitStack() as stack:
-                    manifest = self._manifest(stack, metadata)
-                    needed |= {pack.name for pack in manifest.packs if pack.hash}
-                    runs.add(manifest.run)
-        return Garbage(self._storage, self._clock()).free(needed, runs, at_work)
-
-    def _refuse_orphans(self, backups: Sequence[BackupMetadata]) -> None:
-        """What lost its metadata can be repaired, as long as its packs are there."""
-        recorded = {known.backup_id for known in backups if known.status != DAMAGED}
-        for directory in names.DIRECTORIES.values():
-            for name in self._storage.names(directory):
-                backup_id = names.manifest_id(name)
-                if backup_id is not None and backup_id not in recorded:
-                    raise CorruptBackup(
-                        f"{name} has no metadata, or it is damaged: so what nothing needs cannot be told",
-                        hint="Run `holdfast repair`, or delete the manifest if the backup is not wanted.",
-                    )
-
-    # A run
 
     def _run(
         self,
@@ -404,53 +227,12 @@ class DedupRepository(Catalog):
             schedule_id=plan.schedule_id,
         )
 
-    # What this host remembers
-
-    @property
-    def _directory(self) -> Path:
-        directory = self._state.repository / "dedup"
-        make_private(directory, directory)
-        return directory
-
-    def _pinned(
-        self, repository: str, keys: KeyRing | None
-    ) -> tuple[WriterState, tuple[X25519Recipient, ...] | None]:
-        path = self._directory / _PINNED
-        pinned = WriterState.load(path, repository)
-        before = None if pinned is None else pinned.recipient
-        if pinned is None:
-            pinned = WriterState(repository, self._shared_id_key() or secrets.token_bytes(KEY_LENGTH))
-        recipients = recipients_for(self._storage, keys, pinned) if keys is not None else None
-        if before != pinned.recipient or before is None:
-            pinned.save(path)
-        return pinned, recipients
-
-    def _shared_id_key(self) -> bytes | None:
-        """That of the newest backup that is believed here and can be read: then what it has stored is found again."""
-        for metadata in self.backups():
-            if (
-                metadata.is_good
-                and metadata.format == "dedup"
-                and self._seal.believes(*self.signature_of(metadata))
-            ):
-                try:
-                    with ExitStack() as stack:
-                        return self._keys_of(self._manifest(stack, metadata).run).id_key
-                except (CorruptBackup, CredentialError):
-                    return None
-        return None
-
     def _known(self, keys: RunKeys) -> Known:
         known = Known(self._directory, repository=keys.repository, writer=keys.writer, id_key=keys.id_key)
         there = self._packs_there({pack[:2] for pack in known.packs()})
         condemned = {name.removeprefix(CONDEMNED) for name in self._storage.names(CONDEMNED)}
         known.forget_packs([pack for pack in known.packs() if pack not in there or pack in condemned])
         return known
-
-    def _packs_there(self, prefixes: set[str]) -> set[str]:
-        return {
-            name.rpartition("/")[2] for prefix in prefixes for name in self._storage.names(f"packs/{prefix}/")
-        }
 
     def _check_there(self, packs: Sequence[str], run: str) -> None:
         """What was stored before this run must still be there when it commits."""
@@ -513,55 +295,6 @@ class DedupRepository(Catalog):
             return {}
         with found:
             return find_places(found)
-
-    # Reading
-
-    def _manifest(self, stack: ExitStack, metadata: BackupMetadata) -> ManifestReader:
-        name = names.manifest_name(metadata.backup_id)
-        repository = open_repository(self._storage, create=False)
-        file = stack.enter_context(self._open_object(name))
-        keys = self._opened_keys() if metadata.encrypted else None
-        reader = ManifestReader(file, metadata, keys, name=name)
-        stack.callback(reader.close)
-        if reader.repository != repository:
-            raise CorruptBackup(
-                f"{name} belongs to repository {reader.repository}, and this is {repository}",
-                hint="Two repositories have been mixed. Take what belongs to the other out of this one.",
-            )
-        return reader
-
-    def _opened_keys(self) -> KeyRing:
-        if self._ring is None:
-            self._ring = opened(self._storage, self._seal.keys())
-        return self._ring
-
-    _ring: KeyRing | None = None
-
-    def _run_keys(self, run: str) -> RunKeys:
-        repository = open_repository(self._storage, create=False)
-        encrypted = self._storage.exists(f"keys/{run}.age")
-        identities = self._opened_keys().identities if encrypted else ()
-        return read_run_keys(self._storage, run, identities, repository=repository)
-
-    def can_read(self) -> bool:
-        """Whether this host can read what is stored, and not only write."""
-        try:
-            return not self._seal.encrypt or self._seal.keys().can_decrypt
-        except CredentialError:
-            return False
-
-    def _open_object(self, name: str) -> OpenObject:
-        try:
-            return self._storage.open(name)
-        except FileNotFoundError:
-            raise CorruptBackup(f"{name} is missing, though its metadata is there") from None
-
-    def _checksum(self, name: str) -> str:
-        digest = hashlib.sha256()
-        with self._open_object(name) as file:
-            for offset in range(0, file.size, 1 << 20):
-                digest.update(file.read_at(offset, 1 << 20))
-        return digest.hexdigest()
 
     def _clean_if_alone(self) -> None:
         """Uploads that died are told from those at work only while nobody is."""

@@ -1,0 +1,222 @@
+"""The deduplicating repository as one keeps it in order: what was lost, forgotten, or is of no use any more."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+from holdfast.crypto import KeyRing, X25519Recipient, is_age_file
+from holdfast.durable import make_private
+from holdfast.errors import (
+    CorruptBackup,
+    CredentialError,
+    LockHeld,
+    StorageError,
+)
+from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation
+from holdfast.repository import _lists as lists
+from holdfast.repository import _names as names
+from holdfast.repository._catalog import DAMAGED, RUNNING
+from holdfast.repository.dedup._garbage import Garbage
+from holdfast.repository.dedup._ids import KEY_LENGTH
+from holdfast.repository.dedup._key_file import rewrap_run_keys
+from holdfast.repository.dedup._known import Known
+from holdfast.repository.dedup._manifest_object import ManifestReader
+from holdfast.repository.dedup._names import pack_path
+from holdfast.repository.dedup._pack_reader import PackReader
+from holdfast.repository.dedup._reading import Reading
+from holdfast.repository.dedup._rewrap import is_opened_by, recipients_of, rewrap_identity, rewrap_object
+from holdfast.repository.dedup._writer import (
+    WriterState,
+    open_repository,
+    opened,
+    passphrases,
+    recipients_for,
+)
+
+_PINNED = "writer.json"
+
+
+class Upkeep(Reading):
+    """What is done to it between one backup and the next."""
+
+    def rewrap(self, metadata: BackupMetadata, old: KeyRing, new: KeyRing) -> bool:
+        """Gives a backup to other recipients, with the keys of the runs whose packs it needs; no pack is written.
+        False when `new` opens it already. Raises KeyWrong when `old` does not open it."""
+        if passphrases(old) and passphrases(new):
+            return rewrap_identity(self._storage, old, new)
+        recipients = recipients_of(self._storage, new)
+        old, new = opened(self._storage, old), opened(self._storage, new)
+        name = names.manifest_name(metadata.backup_id)
+        if new.can_decrypt and is_opened_by(self._storage, name, new.identities):
+            # A crash may have come between the manifest and its metadata.
+            checksum, changed = self._checksum(name), False
+        else:
+            with (
+                self._open_object(name) as file,
+                closing(ManifestReader(file, metadata, old, name=name)) as lines,
+            ):
+                runs = {lines.run, *(pack.name.partition("-")[0] for pack in lines.packs if pack.hash)}
+            for run in sorted(runs):
+                if not is_opened_by(self._storage, f"keys/{run}.age", new.identities):
+                    rewrap_run_keys(self._storage, run, old.identities, recipients)
+            checksum, changed = rewrap_object(self._storage, name, old.identities, recipients), True
+        if checksum != metadata.checksum:
+            self.save_metadata(replace(metadata, checksum=checksum))
+        return changed
+
+    def clean(self) -> list[str]:
+        """Takes back what runs that were killed have left, but for finished packs: the next run finds those."""
+        cleaned = []
+        for metadata in self.backups():
+            if metadata.status != RUNNING or metadata.format != "dedup":
+                continue
+            try:
+                with self._storage.lock(f"run-{metadata.backup_id}"):
+                    self._storage.delete(names.manifest_name(metadata.backup_id))
+                    error = StorageError("the run was cut off: killed, or the machine went down")
+                    self.record_failure(metadata, error)
+                    cleaned.append(metadata.backup_id)
+            except LockHeld:
+                continue  # it is at work
+        return cleaned
+
+    def rebuild_list(self, metadata: BackupMetadata) -> bool:
+        """Makes the list of a backup in the local state again. False when it is there already."""
+        found = lists.open_list(self._state, metadata)
+        if found is not None:
+            found.close()
+            return False
+        with ExitStack() as stack:
+            self._state.make()
+            lists.save(self._state, metadata, self._manifest(stack, metadata).as_list())
+        return True
+
+    def orphans(self) -> list[str]:
+        """The names of manifests whose metadata is lost, or damaged."""
+        recorded = {known.backup_id for known in self.backups() if known.status != DAMAGED}
+        return [
+            name
+            for directory in names.DIRECTORIES.values()
+            for name in self._storage.names(directory)
+            if (backup_id := names.manifest_id(name)) is not None and backup_id not in recorded
+        ]
+
+    def examine(self, name: str) -> BackupMetadata:
+        """The metadata of a manifest that has lost its own, unsigned. What its run added is not known any more."""
+        with self._open_object(name) as file:
+            encrypted = is_age_file(file.read_at(0, 64))
+            keys = self._opened_keys() if encrypted else None
+            with closing(ManifestReader(file, None, keys, name=name)) as lines:
+                header = lines.header
+                return BackupMetadata(
+                    backup_id=header.id,
+                    timestamp=header.time,
+                    version=METADATA_VERSION,
+                    type=header.type,
+                    size_bytes=file.size,
+                    checksum=self._checksum(name),
+                    components=header.components,
+                    status="success",
+                    format="dedup",
+                    parent=header.parent,
+                    encrypted=encrypted,
+                    entries=lines.end.entries,
+                    source_bytes=lines.end.bytes,
+                    host=header.host,
+                    tool=header.tool,
+                    tags=header.tags,
+                    schedule_id=header.schedule_id,
+                    coherent=lines.end.coherent,
+                    manifest=ManifestLocation(lines.digest, lines.size, 0),
+                )
+
+    def remember(self) -> int:
+        """Learns again which chunks this host has stored, from the packs of the backups that it has signed, so that
+        they are not stored once more. Needs the identity. Returns how many packs were learnt."""
+        repository = open_repository(self._storage, create=False)
+        pinned, _ = self._pinned(repository, self._seal.keys() if self._seal.encrypt else None)
+        known = Known(self._directory, repository=repository, writer=self._writer(), id_key=pinned.id_key)
+        learnt = 0
+        for metadata in self.backups():
+            if not metadata.is_good or metadata.format != "dedup" or not self._is_own(metadata):
+                continue
+            with ExitStack() as stack:
+                for pack in self._manifest(stack, metadata).packs:
+                    keys = self._keys_of(pack.name.partition("-")[0]) if pack.hash else None
+                    if keys is None or keys.id_key != pinned.id_key or pack.name in known.packs():
+                        continue
+                    with self._open_object(pack_path(pack.name)) as file:
+                        table = PackReader(file, pack.name, keys).table
+                    if table.hash == pack.hash and keys.writer == self._writer():
+                        known.add(keys, table)
+                        learnt += 1
+        return learnt
+
+    def _is_own(self, metadata: BackupMetadata) -> bool:
+        """Whether this host has made a backup, as its signature proves. Others may store anything under an id."""
+        signature, _ = self.signature_of(metadata)
+        return (
+            signature is not None
+            and signature.key == self._writer()
+            and self._seal.believes(*self.signature_of(metadata))
+        )
+
+    def free(self) -> list[str]:
+        """Deletes what no backup needs, in two phases: what is condemned now is deleted by a later call. Returns the
+        names of what was deleted. Needs the identity. Safe beside runs at work; see `Garbage`."""
+        if orphans := self.orphans():
+            raise CorruptBackup(
+                f"{orphans[0]} has no metadata, or it is damaged: so what nothing needs cannot be told",
+                hint="Run `holdfast repair`, or delete the manifest if the backup is not wanted.",
+            )
+        needed: set[str] = set()
+        runs: set[str] = set()
+        at_work = []
+        for metadata in self.backups():
+            if metadata.format != "dedup":
+                continue
+            if metadata.status == RUNNING:
+                at_work.append(metadata.moment)
+            elif metadata.is_good:
+                with ExitStack() as stack:
+                    manifest = self._manifest(stack, metadata)
+                    needed |= {pack.name for pack in manifest.packs if pack.hash}
+                    runs.add(manifest.run)
+        return Garbage(self._storage, self._clock()).free(needed, runs, at_work)
+
+    @property
+    def _directory(self) -> Path:
+        directory = self._state.repository / "dedup"
+        make_private(directory, directory)
+        return directory
+
+    def _pinned(
+        self, repository: str, keys: KeyRing | None
+    ) -> tuple[WriterState, tuple[X25519Recipient, ...] | None]:
+        path = self._directory / _PINNED
+        pinned = WriterState.load(path, repository)
+        before = None if pinned is None else pinned.recipient
+        if pinned is None:
+            pinned = WriterState(repository, self._shared_id_key() or secrets.token_bytes(KEY_LENGTH))
+        recipients = recipients_for(self._storage, keys, pinned) if keys is not None else None
+        if before != pinned.recipient or before is None:
+            pinned.save(path)
+        return pinned, recipients
+
+    def _shared_id_key(self) -> bytes | None:
+        """That of the newest backup that is believed here and can be read: then what it has stored is found again."""
+        for metadata in self.backups():
+            if (
+                metadata.is_good
+                and metadata.format == "dedup"
+                and self._seal.believes(*self.signature_of(metadata))
+            ):
+                try:
+                    with ExitStack() as stack:
+                        return self._keys_of(self._manifest(stack, metadata).run).id_key
+                except (CorruptBackup, CredentialError):
+                    return None
+        return None
