@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -45,6 +46,7 @@ def contents(service: Service) -> object:
 
 
 def test_full_incremental_restore_and_undo(service: Service) -> None:
+    (service.root / "models/large.bin").write_bytes(os.urandom(300_000))
     full = service.back_up()
     before = contents(service)
     change(service)
@@ -81,14 +83,14 @@ def test_an_export_is_an_ordinary_archive_that_restores(service: Service, tmp_pa
 
 
 def test_what_is_dropped_gives_its_room_back_a_day_later(service: Service) -> None:
-    old = service.back_up()
+    shutil.rmtree(service.root / "models/d")
+    (service.root / "models/a.bin").write_bytes(os.urandom(400_000))
+    old = service.back_up(components=["models"])
     (service.root / "models/a.bin").write_bytes(os.urandom(400_000))
     service.clock.forward(40 * 86_400)
-    new = service.back_up()
-    assert [
-        verdict.backup.backup_id for verdict in expire(service.installation(), ignore) if not verdict.keep
-    ] == [old.backup_id]
-    (service.root / "models/a.bin").write_bytes(b"live")
+    new = service.back_up(components=["models"])
+    dropped = [verdict.backup for verdict in expire(service.installation(), ignore) if not verdict.keep]
+    assert dropped == [old]
     gc(service.installation(), ignore)
     service.clock.forward(2 * 86_400)
     freed = gc(service.installation(), ignore)
@@ -121,6 +123,7 @@ def test_a_host_with_a_recipient_alone_backs_up_and_cannot_read(tmp_path: Path) 
     identity = X25519Identity.generate()
     encrypted = {"BACKUP_ENCRYPT": "true"}
     host = Service.make(tmp_path, **DEDUP, **encrypted, ENCRYPTION_KEY=str(identity.recipient))
+    (host.root / "models/large.bin").write_bytes(os.urandom(300_000))
     first = host.back_up()
     change(host)
     second = host.back_up(incremental=True)
