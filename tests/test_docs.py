@@ -27,6 +27,9 @@ from holdfast.errors import HoldfastError
 from holdfast.manager import BackupManager
 from holdfast.model import BackupMetadata, Entry, ManifestLocation, Signature, SourceRecord
 from holdfast.repository import _manifest as manifest
+from holdfast.scheduler import BackupScheduler
+from holdfast.schedules import Schedule
+from holdfast.schedules._schedule import CONFIG_KEYS
 from holdfast.storage.local import LocalStorage
 
 ROOT = Path(__file__).parents[1]
@@ -304,9 +307,11 @@ def test_every_field_of_the_manifest_is_described() -> None:
 
 def test_every_public_name_of_the_python_api_is_described() -> None:
     page = REFERENCE / "python-api.md"
-    methods = [name for name, value in vars(BackupManager).items() if callable(value) and name[0] != "_"]
-    for name in methods:
-        assert f"{name}(" in section(page, name)
+    for kind in (BackupManager, BackupScheduler):
+        for name in (name for name, value in vars(kind).items() if callable(value) and name[0] != "_"):
+            assert f"{name}(" in section(page, name)
+    assert set(rows(section(page, "schedules"))) - {"Key"} == set(fields_of(Schedule))
+    assert set(CONFIG_KEYS) <= names(section(page, "schedule_backup"))
     described = rows(section(page, "BackupConfig"))
     assert set(described) - {"Field"} == set(fields_of(BackupConfig))
     for field in dataclasses.fields(BackupConfig):
@@ -327,6 +332,7 @@ def made_by_holdfast(tmp_path: Path) -> dict[str, Path]:
     service, state = tmp_path / "service", tmp_path / "state"
     (service / "models").mkdir(parents=True)
     (service / "models" / "weights.bin").write_bytes(b"weights")
+    (service / "logs").mkdir()  # the service's own
     before = set(service.rglob("*"))
     environment = {"PATH": os.environ["PATH"], "XDG_STATE_HOME": str(state), "PYTHONPATH": str(ROOT / "src")}
     for arguments in (
@@ -336,6 +342,8 @@ def made_by_holdfast(tmp_path: Path) -> dict[str, Path]:
         ["backup", "--incremental"],
         ["backup", "--component", "models"],
         ["backup", "--component", "config"],
+        ["schedule", "add"],
+        ["scheduler", "--once"],
         ["export", "latest"],
         ["restore", "latest", "--confirm"],
     ):
@@ -365,6 +373,7 @@ def test_every_file_that_is_made_is_in_the_reference_and_private(tmp_path: Path)
     patterns = [re.sub(r"<[a-z\\ ]+>", "[^/]+", re.escape(name)) for name in described]
     made = made_by_holdfast(tmp_path)
     assert {"holdfast.key", "signing.key", "backups/temp", "holdfast.toml"} <= set(made)
+    assert {"backups/schedules.json", "logs/backup_scheduler.log"} <= set(made)
     for name, path in made.items():
         assert any(re.fullmatch(pattern, name.removeprefix("backups/")) for pattern in patterns), name
         mode = stat.S_IMODE(path.stat().st_mode)

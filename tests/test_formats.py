@@ -18,7 +18,7 @@ from holdfast.jobs.export import export
 from holdfast.jobs.gc import gc
 from holdfast.jobs.keys import rotate_key
 from holdfast.jobs.undo import undo
-from installed import Service, seen
+from installed import Service, agree, seen
 
 DEDUP = {"BACKUP_FORMAT": "dedup"}
 
@@ -60,7 +60,7 @@ def test_full_incremental_restore_and_undo(service: Service) -> None:
     assert contents(service) == before
     service.restore("latest")
     assert contents(service) == after
-    undo(service.installation(), ignore)
+    undo(service.installation(), ignore, confirm=agree)
     assert contents(service) == before
 
 

@@ -6,18 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.version import __version__
 
-__all__ = ["BackupConfig", "BackupManager", "BackupMetadata", "HoldfastError", "__version__"]
+__all__ = [
+    "BackupConfig",
+    "BackupManager",
+    "BackupMetadata",
+    "BackupScheduler",
+    "HoldfastError",
+    "__version__",
+]
 
 if TYPE_CHECKING:
     from holdfast.config import BackupConfig
     from holdfast.errors import HoldfastError
     from holdfast.manager import BackupManager
     from holdfast.model import BackupMetadata
+    from holdfast.scheduler import BackupScheduler
 
 _HOMES = {
     "BackupConfig": "holdfast.config",
     "BackupManager": "holdfast.manager",
     "BackupMetadata": "holdfast.model",
+    "BackupScheduler": "holdfast.scheduler",
     "HoldfastError": "holdfast.errors",
 }
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,15 @@ from acceptance.service_state import (
 )
 from app.utils.backup import BackupConfig, BackupManager, backup_manager
 from holdfast.clock import system_clock
+from holdfast.config import load_settings
 from holdfast.crypto import X25519Identity, write_key_file
 from holdfast.errors import KeyWrong
 
 VERBS = set(
     re.findall(
         r"\w+",
-        "init backup list show ls verify restore undo recover pin unpin expire check key export gc repair demo",
+        "init backup list show ls verify restore undo recover pin unpin expire check key export gc repair demo "
+        "schedule scheduler notify",
     )
 )
 PROGRAM = str(Path(sys.executable).with_name("holdfast"))
@@ -98,6 +101,28 @@ def test_init_writes_settings_and_a_key_once(project: Path) -> None:
     assert backup_manager.create_full_backup().encrypted
     names = {line.split()[-1] for line in holdfast("ls", "latest").out.splitlines()}
     assert not names & {"files/holdfast.key", "files/holdfast.toml"}
+
+
+def test_init_names_a_server_by_its_variable_and_writes_no_password(project: Path) -> None:
+    url = "postgresql://service:sesame@db.example.com/serving"
+    done = holdfast("init", DATABASE_URL=url)
+    assert done.status == 0, done.err
+    written = Path("holdfast.toml").read_text()
+    assert tomllib.loads(written)["database"] == {"main": {"env": "DATABASE_URL"}}
+    assert "sesame" not in written + done.out + done.err
+    assert "database main: postgresql, from DATABASE_URL" in done.out
+
+
+def test_all_that_init_has_commented_out_is_valid(project: Path) -> None:
+    assert holdfast("init").status == 0
+    config = Path("holdfast.toml")
+    lines = config.read_text().splitlines()
+    uncommented = [re.sub(r"^# (?=\[|\w+ = )", "", line) for line in lines]
+    assert len([line for line in lines if line not in uncommented]) > 30
+    config.write_text("\n".join(uncommented))
+    settings = load_settings(project, {"REDIS_URL": "redis://127.0.0.1:6379/0"})
+    assert {database.dialect for database in settings.databases} == {"sqlite", "redis"}
+    assert all((settings.keep, settings.drill_command, settings.ping_url, settings.metrics_port))
 
 
 def test_backup_tells_a_person_and_a_machine(plain: Path) -> None:
