@@ -40,7 +40,7 @@ from holdfast.errors import KeyWrong
 VERBS = set(
     re.findall(
         r"\w+",
-        "init backup list show ls verify restore undo recover pin unpin expire check key export gc repair demo "
+        "init backup list show ls diff verify restore undo recover pin unpin expire check key export gc repair demo "
         "schedule scheduler notify",
     )
 )

@@ -168,6 +168,44 @@ def ls(
             print(harmless(f"{entry.kind[0]} {entry.mode:04o} {entry.size:>14,} {entry.path}{told}"))
 
 
+def diff(
+    backup_id: Id,
+    other_id: Annotated[str, typer.Argument(metavar="OTHER", help="What it is compared with, likewise.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Show what has changed from one backup to another."""
+    with command(as_json=as_json, looking=True) as installation:
+        import json
+
+        from holdfast.jobs.diff import RowDifference
+        from holdfast.jobs.diff import diff as run
+
+        signs = {"added": "+", "removed": "-", "changed": "M", "attributes": "U"}
+        for found in run(installation, backup_id, other_id):
+            if isinstance(found, RowDifference):
+                said = {
+                    "database": found.database,
+                    "table": found.table,
+                    "before": found.before,
+                    "after": found.after,
+                }
+                line = (
+                    f"R {found.database}.{found.table}: {_count(found.before)} -> {_count(found.after)} rows"
+                )
+            else:
+                sizes = [entry.size if entry is not None else None for entry in (found.before, found.after)]
+                said = {"path": found.path, "change": found.change, "before": sizes[0], "after": sizes[1]}
+                told = (
+                    f" ({_count(sizes[0])} -> {_count(sizes[1])} bytes)" if found.change == "changed" else ""
+                )
+                line = f"{signs[found.change]} {found.path}{told}"
+            print(json.dumps(said) if as_json else harmless(line))
+
+
+def _count(number: int | None) -> str:
+    return "none" if number is None else f"{number:,}"
+
+
 def verify(
     backup_id: Annotated[
         str,
