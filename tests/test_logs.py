@@ -11,6 +11,7 @@ import pytest
 from holdfast.errors import ConfigError, StorageError
 from holdfast.eventlog import describe, log
 from holdfast.events import (
+    DrillFinished,
     Event,
     Noted,
     Progressed,
@@ -136,6 +137,12 @@ def test_the_schedulers_log_has_what_the_terminal_has_from_a_level_on(
             "failed, 2 in a row: no room. Free some. Next run 2024",
         ),
         (ScheduleDisabled("nightly", 3, None), logging.CRITICAL, "holdfast schedule enable nightly"),
+        (
+            DrillFinished("full_1", 9, 7, 5, 0),
+            logging.INFO,
+            "drill full_1: took 9.0 s; a restore would take 7.0 s",
+        ),
+        (DrillFinished("full_1", 9, None, 5, 0), logging.INFO, "drill full_1: took 9.0 s"),
         (RunFailed("backup", "full_1", "a\nb"), logging.ERROR, "backup full_1: a\\nb"),
         (Warned("careful"), logging.WARNING, "careful"),
         (Progressed(5), logging.DEBUG, "5 bytes"),

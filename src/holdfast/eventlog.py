@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from holdfast.events import (
+    DrillFinished,
     Event,
     Noted,
     Progressed,
@@ -41,6 +42,9 @@ def describe(event: Event) -> tuple[int, str] | None:
             return logging.ERROR, harmless(f"{verb} {subject}: {error}")
         case ScheduledRunFinished() | ScheduledRunFailed() | ScheduleDisabled():
             return _of_a_schedule(event)
+        case DrillFinished(backup_id, seconds, restore_seconds):
+            estimate = "" if restore_seconds is None else f"; a restore would take {restore_seconds:.1f} s"
+            return logging.INFO, harmless(f"drill {backup_id}: took {seconds:.1f} s{estimate}")
     return None
 
 

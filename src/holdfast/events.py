@@ -119,6 +119,33 @@ class ScheduleDisabled(Event):
     email: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class DrillFinished(Event):
+    """A rehearsed restore went well."""
+
+    backup_id: str
+    seconds: float
+    """That the drill took."""
+    restore_seconds: float | None
+    """That a restore of the same components would take here, estimated; None where not all of it could be tried."""
+    content_bytes: int
+    """What was restored, as it is when it is restored."""
+    warnings: int
+    email: str | None = None
+    """As in ScheduledRunFinished."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrillFailed(Event):
+    """A rehearsed restore failed: the backup could not be restored here. An interrupted one, and one that waits for
+    another run, are none of these."""
+
+    backup_id: str
+    error: str
+    hint: str
+    email: str | None = None
+
+
 Emit = Callable[[Event], None]
 
 

@@ -59,6 +59,24 @@ def test_the_last_success_is_a_backup_of_the_whole() -> None:
     assert later.last_success == 1704074400 + 86400
 
 
+def test_drills_are_counted_by_result_with_the_duration_of_the_last_good_one() -> None:
+    numbers = derive(
+        [
+            {"verb": "drill", "status": "success", "duration_seconds": 12.5},
+            {"verb": "drill", "status": "success", "duration_seconds": 9},
+            {"verb": "drill", "status": "success", "duration_seconds": "long"},
+            {"verb": "drill", "status": "failed", "error": "CorruptBackup", "duration_seconds": 1},
+            {"verb": "drill", "status": "failed", "error": "HookFailed", "duration_seconds": 2},
+            {"verb": "drill", "status": "failed", "error": "Interrupted"},
+            {"verb": "drill", "status": "failed", "error": "LockHeld"},
+            {"verb": "drill", "status": "failed", "error": "UsageError"},
+        ]
+    )
+    assert numbers.drills == {"success": 3, "failed": 2}
+    assert numbers.last_drill_duration == 9
+    assert derive([]).last_drill_duration is None
+
+
 def test_restores_and_verifications_are_counted_by_result() -> None:
     numbers = derive(
         [

@@ -16,6 +16,7 @@ from acceptance.contract import sample
 from holdfast.errors import ConfigError, Interrupted, SourceMissing, StorageError
 from holdfast.events import Event, Warned, ignore
 from holdfast.jobs.backup import backup
+from holdfast.jobs.drill import drill
 from holdfast.jobs.expire import expire
 from holdfast.metrics import Metrics, MetricsServer, after_run
 from holdfast.schedules import ScheduleFile, make_schedule
@@ -93,6 +94,8 @@ def test_what_is_scraped_follows_what_happens(service: Service) -> None:
         second = service.back_up(incremental=True)
         service.verify("latest")
         service.restore("latest")
+        assert scrape(server)["backup_drill_seconds"] == 0
+        drill(service.installation(), "latest", ignore)
         service.clock.forward()
         with pytest.raises(SourceMissing):
             fail(service)
@@ -109,6 +112,9 @@ def test_what_is_scraped_follows_what_happens(service: Service) -> None:
     assert found["backup_restores_total{result=success}"] == 1
     assert found["backup_restores_total{result=failed}"] == 0
     assert found["backup_verifications_total{result=success}"] == 1
+    assert found["backup_drills_total{result=success}"] == 1
+    assert found["backup_drills_total{result=failed}"] == 0
+    assert found["backup_drill_seconds"] > 0
 
 
 def fail(service: Service) -> None:

@@ -13,6 +13,7 @@ import pytest
 from forks import run_child
 from holdfast.errors import Interrupted, RestoreError, UsageError
 from holdfast.events import (
+    Emit,
     Event,
     RunFailed,
     RunFinished,
@@ -367,10 +368,12 @@ def test_an_incremental_schedule_rests_on_nothing_that_is_gone_or_is_a_part(grou
 def test_a_schedule_has_the_drill_that_it_asks_for(ground: Ground) -> None:
     rehearsed: list[str] = []
 
-    def drill(installation: object, metadata: Any, emit: object) -> None:
+    def drill(installation: object, metadata: Any, emit: Emit) -> None:
         rehearsed.append(metadata.timestamp)
         if len(rehearsed) == 2:
-            raise RestoreError("the golden prediction is wrong")
+            error = RestoreError("the golden prediction is wrong")
+            emit(RunFailed("drill", metadata.backup_id, str(error)))
+            raise error
 
     scheduler = ground.scheduler(drill=drill)
     schedule_id = scheduler.schedule_backup({"schedule_type": "daily", "drill": "weekly"})

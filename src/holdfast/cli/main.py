@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from holdfast import __version__
-from holdfast.cli import backups, keys, maintenance, notify, restores, schedules, setup
+from holdfast.cli import backups, drills, keys, maintenance, notify, restores, schedules, setup
 from holdfast.cli._context import verbosity
 
 app = typer.Typer(
@@ -44,10 +44,12 @@ for verb in (
     backups.list_,
     backups.show,
     backups.ls,
+    backups.diff,
     backups.verify,
     restores.restore,
     restores.undo,
     restores.recover,
+    drills.drill,
     backups.pin,
     backups.unpin,
     maintenance.expire,

@@ -254,9 +254,10 @@ def _wait(seconds: float) -> bool:
 
 
 def _scheduler() -> BackupScheduler:
+    from holdfast.jobs.drill import rehearse
     from holdfast.scheduler import BackupScheduler
 
-    return BackupScheduler(check=interruption.check)
+    return BackupScheduler(check=interruption.check, drill=rehearse)
 
 
 def _find(scheduler: BackupScheduler, text: str) -> str:

@@ -76,6 +76,8 @@ class Settings:
     """Of ``last``, ``hourly``, ``daily``, ``weekly``, ``monthly`` and ``yearly`` those with a number above 0."""
     log_format: Literal["text", "json"]
     drill_command: Argv | None = field(repr=False)
+    drill_timeout: float
+    """Seconds that it may take."""
 
     @property
     def databases(self) -> tuple[DatabaseSpec, ...]:
@@ -180,6 +182,7 @@ def load_settings(
         keep={rule: count for rule, count in tables.retention.model_dump().items() if count},
         log_format=tables.log.format,
         drill_command=tables.drill.command,
+        drill_timeout=tables.drill.timeout,
     )
 
 

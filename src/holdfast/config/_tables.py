@@ -263,6 +263,8 @@ class DrillTable(Table):
     """``[drill]``: the rehearsal of a restore."""
 
     command: Command | None = None
+    timeout: Seconds = 3600.0
+    """Of the command."""
 
 
 class Tables(Table):

@@ -18,9 +18,7 @@ from holdfast.installation import Installation
 class RestoreLog:
     """The detailed log of one restore, and what its report tells."""
 
-    def __init__(
-        self, installation: Installation, reference: str, emit: Emit, verb: str = "restore"
-    ) -> None:
+    def __init__(self, installation: Installation, reference: str, emit: Emit, verb: str = "restore") -> None:
         installation.state.make()
         now = installation.clock()
         directory = installation.state.restore_logs

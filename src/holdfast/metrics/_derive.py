@@ -22,6 +22,7 @@ _PUT_OFF = _INTERRUPTED | {"LockHeld"}
 """Another run was at work: this one follows it."""
 _NOT_BEGUN = _INTERRUPTED | {"ConfirmationRequired", "UsageError"}
 """Nobody agreed to the restore, or it was asked for wrongly: nothing failed."""
+_NOT_REHEARSED = _PUT_OFF | {"UsageError"}
 _LONGEST_LINE = 1 << 20
 """Bytes. No record is longer."""
 _LARGEST = 1 << 60
@@ -50,6 +51,9 @@ class Numbers:
         """What they took in the repository."""
         self.restores = dict.fromkeys(RESULTS, 0)
         self.verifications = dict.fromkeys(RESULTS, 0)
+        self.drills = dict.fromkeys(RESULTS, 0)
+        self.last_drill_duration: float | None = None
+        """Of the last good one, in seconds."""
 
     def add(self, record: object) -> None:
         """Counts a record of the history. What is not of its form is passed over."""
@@ -69,6 +73,11 @@ class Numbers:
             self.restores[result] += 1
         elif verb == "verify" and error not in _INTERRUPTED:
             self.verifications[result] += 1
+        elif verb == "drill" and error not in _NOT_REHEARSED:
+            self.drills[result] += 1
+            if result == "success":
+                seconds = _seconds(record.get("duration_seconds"))
+                self.last_drill_duration = self.last_drill_duration if seconds is None else seconds
 
     def _add_success(self, record: dict[str, Any]) -> None:
         self.successes += 1

@@ -140,6 +140,12 @@ def _of_history(numbers: Numbers) -> Iterator[Metric]:
     yield CounterMetricFamily("backup_stored_bytes", "What good backups took as stored", numbers.stored_bytes)
     yield _by_result("backup_restores", "Restores", numbers.restores)
     yield _by_result("backup_verifications", "Verifications of backups", numbers.verifications)
+    yield _by_result("backup_drills", "Rehearsed restores", numbers.drills)
+    yield GaugeMetricFamily(
+        "backup_drill_seconds",
+        "Duration of the last good rehearsed restore",
+        numbers.last_drill_duration or 0,
+    )
 
 
 def _duration(numbers: Numbers) -> Metric:

@@ -20,6 +20,7 @@ from holdfast.notify._messages import Message
 from holdfast.notify._ping import ping
 
 PING = "ping"
+_NOT_PINGED = ("disabled", "drill", "drill failure")
 _EXTRA = "Install it: pip install 'holdfast[apprise]'."
 
 
@@ -67,9 +68,9 @@ def channels_for(
     message: Message, settings: Settings, *, context: ssl.SSLContext | None = None
 ) -> list[Channel]:
     """Those that a message goes through. A dead man's switch learns of runs: that a schedule is disabled follows a
-    failure of which it was told."""
+    failure of which it was told, and a drill of yesterday's backup would hide that there is none of today."""
     channels = channels_of(settings, email=message.email, context=context)
-    return [channel for channel in channels if channel.name != PING or message.kind != "disabled"]
+    return [channel for channel in channels if channel.name != PING or message.kind not in _NOT_PINGED]
 
 
 def _mail(settings: Settings, recipient: str, context: ssl.SSLContext | None, letter: Letter) -> None:
@@ -103,7 +104,11 @@ def _through_apprise(url: str, message: Message) -> str | None:
     # Imported here because it takes a second, and because it is an extra.
     import apprise
 
-    kinds = {"success": apprise.NotifyType.SUCCESS, "test": apprise.NotifyType.INFO}
+    kinds = {
+        "success": apprise.NotifyType.SUCCESS,
+        "test": apprise.NotifyType.INFO,
+        "drill": apprise.NotifyType.SUCCESS,
+    }
     notifier = apprise.Apprise()
     with apprise.LogCapture(level=logging.WARNING) as log:  # type: ignore[no-untyped-call]
         if not notifier.add(url):

@@ -11,11 +11,18 @@ from urllib.parse import unquote, urlsplit
 
 from holdfast.config import Settings
 from holdfast.errors import HoldfastError
-from holdfast.events import Event, ScheduleDisabled, ScheduledRunFailed, ScheduledRunFinished
+from holdfast.events import (
+    DrillFailed,
+    DrillFinished,
+    Event,
+    ScheduleDisabled,
+    ScheduledRunFailed,
+    ScheduledRunFinished,
+)
 from holdfast.model import BackupMetadata
 from holdfast.text import harmless
 
-Kind = Literal["success", "failure", "disabled", "absence", "test"]
+Kind = Literal["success", "failure", "disabled", "absence", "test", "drill", "drill failure"]
 
 _SERVICE = "IIT ML Service"
 _HOUR = timedelta(hours=1)
@@ -54,7 +61,7 @@ class Message:
 
     @property
     def is_good(self) -> bool:
-        return self.kind in ("success", "test")
+        return self.kind in ("success", "test", "drill")
 
 
 class Scrubber:
@@ -125,7 +132,35 @@ def message_of(event: Event, scrub: Scrubber, *, last_error: str = "") -> Messag
                 f"Enable it again: holdfast schedule enable {name}\n",
                 event.email,
             )
+        case DrillFinished():
+            return _drilled(event)
+        case DrillFailed():
+            hint = f"Hint: {_one_line(scrub(event.hint))}\n" if event.hint else ""
+            name = _one_line(event.backup_id)
+            return Message(
+                "drill failure",
+                f"{_SERVICE} - Restore Drill Failure: {name}",
+                f"The rehearsed restore of backup {name} failed.\n"
+                f"Error: {_one_line(scrub(event.error))}\n{hint}"
+                f"Nothing live was touched. Try again: holdfast drill {name}\n",
+                event.email,
+            )
     return None
+
+
+def _drilled(event: DrillFinished) -> Message:
+    name = _one_line(event.backup_id)
+    restore = "unknown" if event.restore_seconds is None else f"{event.restore_seconds:.1f} seconds"
+    return Message(
+        "drill",
+        f"{_SERVICE} - Restore Drill Success: {name}",
+        f"The rehearsed restore of backup {name} completed successfully.\n"
+        f"Content: {event.content_bytes} bytes\n"
+        f"Duration of the drill: {event.seconds:.1f} seconds\n"
+        f"Estimated duration of a restore: {restore}\n"
+        f"Warnings: {event.warnings}\n",
+        event.email,
+    )
 
 
 def _failure(event: ScheduledRunFailed, scrub: Scrubber) -> Message:

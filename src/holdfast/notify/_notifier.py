@@ -66,7 +66,7 @@ class Notifier:
         self._errors: OrderedDict[str, str] = OrderedDict()
 
     def __call__(self, event: Event) -> None:
-        """Tells of an event; does nothing about one that is not about schedules."""
+        """Tells of an event; does nothing about one that is not about schedules or drills."""
         if isinstance(event, ScheduledRunFailed):
             self._errors[event.schedule_id] = event.error
             self._errors.move_to_end(event.schedule_id)

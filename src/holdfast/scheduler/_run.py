@@ -17,9 +17,11 @@ from typing import Literal
 from holdfast.clock import timestamp
 from holdfast.errors import HoldfastError, Interrupted, LockHeld, UsageError
 from holdfast.events import (
+    DrillFailed,
+    DrillFinished,
     Emit,
+    Event,
     Noted,
-    RunFailed,
     ScheduleDisabled,
     ScheduledRunFailed,
     ScheduledRunFinished,
@@ -250,17 +252,35 @@ class Runner:
 
     def _rehearse(self, schedule: Schedule, metadata: BackupMetadata) -> None:
         now = self.installation.clock().replace(microsecond=0)
-        if self.drill is None or not schedule.drill_is_due(now):
+        if not schedule.drill_is_due(now):
             return
+        if self.drill is None:
+            self.tell(
+                Warned(
+                    f"schedule {schedule.schedule_id} asks for a drill ({schedule.drill}), and this scheduler has "
+                    "none to run: `holdfast scheduler` has"
+                )
+            )
+            return
+
+        def emit(event: Event) -> None:
+            if isinstance(event, (DrillFinished, DrillFailed)):
+                self.tell(replace(event, email=schedule.notification_email))
+            else:
+                self.emit(event)
+
         try:
-            self.drill(self.installation, metadata, self.emit)
+            self.drill(self.installation, metadata, emit)
         except Interrupted:
             raise
         except LockHeld as error:
             self.tell(Warned(f"schedule {schedule.schedule_id}: the drill waits for the next run: {error}"))
             return
-        except HoldfastError as error:
-            self.tell(RunFailed("drill", metadata.backup_id, str(error)))
+        except HoldfastError:
+            pass  # It has told that itself, and a backup that cannot be restored here is made all the same.
+        except Exception as error:  # noqa: BLE001 - one schedule's trouble must not keep the others from running
+            hint = "This is a defect of Holdfast: please report it."
+            emit(DrillFailed(metadata.backup_id, _unexpected(error), hint))
         with self.file.changing() as schedules:
             known = schedules.get(schedule.schedule_id)
             if known is not None:

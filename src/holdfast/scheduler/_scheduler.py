@@ -94,7 +94,8 @@ class BackupScheduler:
         if schedule.drill != "none" and self._drill is None:
             raise ConfigError(
                 f"drill is {schedule.drill!r}, and this scheduler has no drill to run",
-                hint="Leave it out, and rehearse a restore by hand: `holdfast restore latest --target DIR`.",
+                hint="Make the scheduler with drill=holdfast.jobs.drill.rehearse; or leave it out, and run "
+                "`holdfast drill` by hand.",
             )
         with self._file(installation).changing() as schedules:
             schedules[schedule.schedule_id] = schedule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from holdfast.errors import RestoreError
 
@@ -17,6 +17,15 @@ Urls = Callable[[], "Sequence[URL]"]
 _TEXT_LIMIT = 1000
 _OTHER_NAMES = {"mariadb": "mysql", "postgres": "postgresql", "rediss": "redis"}
 """A URL may call the same server one thing today and another tomorrow."""
+
+
+@runtime_checkable
+class Rehearsable(Protocol):
+    """A swap whose staged state one can connect to before it is applied: for drills."""
+
+    def scratch_url(self) -> URL:
+        """Where that is, with the password. Raises RestoreError when the server is not configured any more."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from holdfast.transaction._engine import (
     KEEP_FOR,
+    REHEARSAL,
     Kept,
     Kinds,
     Recovery,
@@ -33,6 +34,7 @@ from holdfast.transaction._protocol import Swap
 
 __all__ = [
     "KEEP_FOR",
+    "REHEARSAL",
     "Kept",
     "Kinds",
     "Recovery",

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 from holdfast.clock import Clock, parse_timestamp, timestamp
-from holdfast.errors import HoldfastError, Interrupted, JournalRefused, NothingToUndo, RestoreError
+from holdfast.errors import HoldfastError, Interrupted, JournalRefused, LockHeld, NothingToUndo, RestoreError
 from holdfast.transaction._journal import Journal, Phase, Record
 from holdfast.transaction._places import place_name, remove_place, restoring
 from holdfast.transaction._protocol import Swap
 
 KEEP_FOR = timedelta(days=7)
 """For so long a restore can be taken back."""
+REHEARSAL = "drill"
+"""The verb of a transaction that stages, and never applies anything."""
 
 
 class SwapKind(Protocol):
@@ -120,6 +122,8 @@ class Transaction:
         swaps raise, and StorageError; then nothing is replaced once the block is left.
         """
         journal, record = self._journal, self._record
+        if record.verb == REHEARSAL:
+            raise ValueError("a rehearsal replaces nothing")
         self._check_known(swaps)
         record.swaps = [_described(swap) for swap in swaps]
         record.phase = Phase.APPLYING
@@ -147,11 +151,17 @@ def recover(state_dir: Path, kinds: Kinds, now: datetime) -> Recovery | None:
     older than `KEEP_FOR`. Every command calls it first; None when there was nothing to do.
 
     Raises LockHeld while a restore is under way, JournalRefused, RestoreError when something cannot be put back
-    now, StorageError.
+    now, StorageError. A rehearsal under way is no reason to wait: it touches nothing live.
     """
     if not _is_due(Journal(state_dir), now):
         return None
-    with Journal.locked(state_dir) as journal:
+    with ExitStack() as stack:
+        try:
+            journal = stack.enter_context(Journal.locked(state_dir))
+        except LockHeld:
+            if _is_rehearsed(Journal(state_dir)):
+                return None
+            raise
         messages = []
         for record in _expired(journal, now):
             messages.append(
@@ -300,6 +310,11 @@ def _revive(journal: Journal, record: Record, kinds: Kinds) -> list[Swap]:
 
 def _is_due(journal: Journal, now: datetime) -> bool:
     return bool(_expired(journal, now)) or any(record.phase != Phase.KEPT for record in journal.records)
+
+
+def _is_rehearsed(journal: Journal) -> bool:
+    """Whether what is under way is a rehearsal, and nothing else is."""
+    return {record.verb for record in journal.records if record.phase != Phase.KEPT} == {REHEARSAL}
 
 
 def _expired(journal: Journal, now: datetime) -> list[Record]:

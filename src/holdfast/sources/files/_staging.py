@@ -54,6 +54,10 @@ class FilesTarget:
             write_tree(entries, read, self._targets, stage.locate, emit)
             return stage.swaps()
 
+    def place_of(self, root: str) -> Path:
+        """Where the root of that entry path goes."""
+        return self._targets[root]
+
     def write(self, entries: Iterator[Entry], read: Read, emit: Emit, *, within: Path) -> None:
         """Writes everything straight to the targets, where nothing may be yet: a restore to elsewhere.
 

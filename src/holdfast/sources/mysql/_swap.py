@@ -14,13 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.errors import NothingToUndo
 from holdfast.sources._server import Address, Urls
 from holdfast.sources.mysql._programs import TRIGGER, Program, create_all, drop, is_of_another
 from holdfast.sources.mysql._session import NO_SCHEMA, Refused, Session, explaining, identifier, qualified
 from holdfast.sources.mysql._state import Shelf, State, create_schema, observe, tables_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 DOING = "Database restore failed"
 
@@ -102,6 +105,11 @@ class MySqlSwap:
     def discard(self) -> None:
         with self._session() as session:
             self._shelf.remove(session)
+
+    def scratch_url(self) -> URL:
+        """See `holdfast.sources._server.Rehearsable`. There are the tables; views, routines, events and triggers are
+        made when it is applied."""
+        return self._address.find(self._urls).set(database=self._coming)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.errors import NothingToUndo, RestoreError
 from holdfast.sources._server import Address, Urls
@@ -30,6 +30,9 @@ from holdfast.sources.redis._connection import (
     Session,
     database_number,
 )
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 KIND = "redis"
 MARKER = "__holdfast_"
@@ -148,6 +151,13 @@ class RedisSwap:
         with self._session() as session:
             for generation in (self._generation, self._generation + 1):
                 session.command("EVAL", _EMPTY, 0, self.spare, self._marker(generation))
+
+    def scratch_url(self) -> URL:
+        """See `holdfast.sources._server.Rehearsable`. The marker is one key more there."""
+        url = self._address.find(self._candidates)
+        if url.get_backend_name() == "unix" or "db" in url.query:
+            return url.update_query_dict({"db": str(self.spare)})
+        return url.set(database=str(self.spare))
 
     def _exchange(self, session: Session, old: int, new: int) -> bool:
         """Returns whether the marker of the old generation was there, and so the step was done."""

@@ -253,7 +253,8 @@ def _inspect(path: Path, reader: sqlite3.Connection, file: FileIO) -> Facts:
 
 
 def count_rows(reader: sqlite3.Connection) -> dict[str, int]:
-    """The rows of each table, by name. SQLite counts the entries of the smallest tree that has them all: a few percent of what the check takes."""
+    """The rows of each table, by name. SQLite counts the entries of the smallest tree that has them all: a few
+    percent of what the check takes."""
     names = reader.execute(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND substr(name, 1, 7) <> 'sqlite_' "
         "AND length(name) <= ? ORDER BY name LIMIT ?",
