@@ -73,14 +73,15 @@ def speed_goal(table: Table, name: str, peer: str, factor: float = 1) -> Goal:
     return Goal(text, f"{ratio:.2f}x (CPU {theirs.cpu / mine.cpu:.2f}x)", ratio >= factor)
 
 
-def size_goal(table: Table, name: str, peer: str) -> Goal:
-    """`name` stores no more than `peer`."""
-    text = f"{table.title}: {name} stores no more than {peer}"
+def size_goal(table: Table, name: str, peer: str, limit: float = 1) -> Goal:
+    """`name` stores at most `limit` times what `peer` does."""
+    most = "no more than" if limit == 1 else f"at most {limit:g} of"
+    text = f"{table.title}: {name} stores {most} {peer}"
     mine, theirs = table.row(name), table.row(peer)
     if mine is None or theirs is None or not mine.stored or not theirs.stored:
         return Goal(text, f"{peer} is missing", None)
     ratio = mine.stored / theirs.stored
-    return Goal(text, f"{ratio:.3f} of it", ratio <= 1)
+    return Goal(text, f"{ratio:.3f} of it", ratio <= limit)
 
 
 def limit_goal(text: str, value: float, limit: float, unit: str) -> Goal:

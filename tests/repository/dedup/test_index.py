@@ -364,7 +364,7 @@ def test_an_honest_index_can_be_forged() -> None:
         changed(bytes=32 << 20) + bytes(32 << 20),
         (RECORD.partition(b"\n")[0] + b"\n") * 3,
     ],
-    ids=lambda plain: f"{len(plain)}:{plain[:40]!r}",
+    ids=lambda plain: str(len(plain)),
 )
 def test_a_hostile_index_is_refused(plain: bytes) -> None:
     with pytest.raises(CorruptBackup):
