@@ -255,7 +255,11 @@ def test_a_passphrase_opens_the_identity(storage: LocalStorage) -> None:
         write_identity(storage, OTHER, passphrase.recipient)
 
 
-@pytest.mark.parametrize("text", [b"", b"a passphrase", OWNER.recipient.__str__().encode(), b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"a passphrase", str(OWNER.recipient).encode(), b"\xff\xfe"],
+    ids=["nothing", "passphrase", "recipient", "noise"],
+)
 def test_what_is_no_identity_is_not_taken_for_one(storage: LocalStorage, text: bytes) -> None:
     passphrase = PassphraseIdentity("correct horse")
     upload = storage.create(IDENTITY)
