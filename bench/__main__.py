@@ -9,9 +9,11 @@ import platform
 import sys
 from pathlib import Path
 
+from bench.dedup import dedup
 from bench.incremental import incremental
 from bench.measure import Row
 from bench.memory import LIMIT, memory
+from bench.postgres import postgres
 from bench.programs import Peers
 from bench.report import Goal, Result
 from bench.service import archive, reading
@@ -26,6 +28,8 @@ SCENARIOS = {
     "restore": reading,
     "small-files": small_files,
     "incremental": incremental,
+    "dedup": dedup,
+    "postgres": postgres,
     "memory": memory,
     "start": start,
 }
@@ -81,9 +85,12 @@ def main() -> None:
 
 def _memory_goal(results: list[Result]) -> Goal:
     rows: list[Row] = [row for result in results for table in result.tables for row in table.rows]
-    most = max((row for row in rows if not row.is_peer), key=lambda row: row.rss)
+    text = f"holdfast: never over {LIMIT / 1e6:.0f} MB of memory"
+    most = max((row for row in rows if not row.is_peer), key=lambda row: row.rss, default=None)
+    if most is None:
+        return Goal(text, "nothing was run", None)
     return Goal(
-        f"holdfast: never over {LIMIT / 1e6:.0f} MB of memory",
+        text,
         f"at most {most.rss / 1e6:.0f} MB ({most.name})",
         most.rss < LIMIT,
     )

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.measure import Sample, run
@@ -28,7 +28,15 @@ class Holdfast:
 
     program = str(Path(sys.executable).with_name("holdfast"))
 
-    def __init__(self, service: Path, place: Path, *, encrypt: bool = False, level: int = 9) -> None:
+    def __init__(
+        self,
+        service: Path,
+        place: Path,
+        *,
+        encrypt: bool = False,
+        level: int = 9,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.service = service
         self.place = place
         self.backups = place / "backups"
@@ -39,6 +47,7 @@ class Holdfast:
             "BACKUP_COMPRESSION_LEVEL": str(level),
             "BACKUP_ENCRYPT": str(encrypt).lower(),
             "BACKUP_MAX_SIZE_GB": "1000",
+            **(environ or {}),
         }
         if encrypt:
             key = place / "key"
@@ -131,6 +140,10 @@ class Restic:
     def backup(self, source: Path) -> Sample:
         return _adding(self._repository, lambda: self._run(source, "backup", "."))
 
+    def check(self) -> Sample:
+        """Reads everything back."""
+        return self._run(self._repository, "check", "--read-data")
+
     def restore(self, target: Path) -> Sample:
         return self._run(target, "restore", "latest", "--target", str(target))
 
@@ -158,6 +171,10 @@ class Borg:
         return _adding(
             self._repository, lambda: self._run(source, "create", "--compression=zstd,3", name, ".")
         )
+
+    def check(self) -> Sample:
+        """Reads everything back."""
+        return self._run(self._repository, "check", "--verify-data")
 
     def restore(self, target: Path) -> Sample:
         return self._run(target, "extract", f"::{self._number}")

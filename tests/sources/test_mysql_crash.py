@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from forks import run_child
 from holdfast.events import ignore
 from holdfast.sources.mysql import MySqlSwap, MySqlSwaps, MySqlTarget
 from holdfast.transaction import Transaction, recover
+from kill_points import kill_points
 from sources.mysql_restores import back_up, long_after, stage
 from sources.mysql_server import Server, description
 from sources.mysql_server import server as server
@@ -80,18 +81,18 @@ def killed(action: Callable[[], None], at: int, *, sent: bool) -> bool:
 
 @pytest.mark.parametrize("sent", [False, True])
 @pytest.mark.parametrize("was_there", [True, False])
-def test_killed_at_a_third_of_the_statements(server: Server, was_there: bool, sent: bool) -> None:
-    kill_everywhere(server, was_there, sent, stride=3)
+def test_killed_at_some_of_the_statements(server: Server, was_there: bool, sent: bool) -> None:
+    kill_everywhere(server, was_there, sent, every=14)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("sent", [False, True])
 @pytest.mark.parametrize("was_there", [True, False])
 def test_killed_at_every_statement(server: Server, was_there: bool, sent: bool) -> None:
-    kill_everywhere(server, was_there, sent, stride=1)
+    kill_everywhere(server, was_there, sent, every=1)
 
 
-def kill_everywhere(server: Server, was_there: bool, sent: bool, *, stride: int) -> None:
+def kill_everywhere(server: Server, was_there: bool, sent: bool, *, every: int) -> None:
     server.drop(LIVE, *server.schemas("^crash__holdfast"))
     url = server.url(LIVE)
     make(server, number=2)
@@ -106,11 +107,15 @@ def kill_everywhere(server: Server, was_there: bool, sent: bool, *, stride: int)
     def swap() -> MySqlSwap:
         return MySqlSwaps(lambda: [url], timeout=20).from_journal(json.loads(journal))
 
+    def points() -> Iterator[int]:
+        return kill_points(1 + sent, every=every, seed=was_there)
+
     def check(expected: object, where: str) -> None:
         assert description(server, LIVE) == expected, where
 
-    at = 1 + sent
-    while killed(lambda: swap().apply(), at, sent=sent):
+    for at in points():
+        if not killed(lambda: swap().apply(), at, sent=sent):
+            break
         # Where the tables were not moved yet, the service goes on with them.
         went_on = was_there and server.rows("SELECT id FROM ledger", LIVE) == [(1,)]
         if went_on:
@@ -120,40 +125,39 @@ def kill_everywhere(server: Server, was_there: bool, sent: bool, *, stride: int)
             assert server.rows("SELECT id FROM ledger", LIVE) == [(1,), (7,)], "a later write is lost"
             server.run("DELETE FROM ledger WHERE id = 7", database=LIVE)
         check(old, f"apply was killed at statement {at}")
-        at += stride
     assert at > 10
     check(new, "apply came to its end")
 
     def undo() -> MySqlSwap:
         return swap().reversed()  # type: ignore[return-value]
 
-    at = 1 + sent
-    while killed(lambda: undo().apply(), at, sent=sent):
+    for at in points():
+        if not killed(lambda: undo().apply(), at, sent=sent):
+            break
         undo().revert()
         undo().revert()
         check(new, f"undo was killed at statement {at}")
-        at += stride
     assert at > 10
     check(old, "undo came to its end")
     undo().revert()
     check(new, "undo was reverted")
 
-    at = 1 + sent
-    while killed(lambda: swap().revert(), at, sent=sent):
+    for at in points():
+        if not killed(lambda: swap().revert(), at, sent=sent):
+            break
         swap().revert()
         check(old, f"revert was killed at statement {at}")
         swap().revert()
         check(old, f"revert was killed at statement {at}, and ran twice")
         swap().apply()
         check(new, f"apply after a revert that was killed at statement {at}")
-        at += stride
     assert at > 5
     check(old, "revert came to its end")
 
-    at = 1 + sent
-    while killed(lambda: swap().discard(), at, sent=sent):
+    for at in points():
+        if not killed(lambda: swap().discard(), at, sent=sent):
+            break
         swap().discard()
-        at += stride
         assert server.schemas("^crash__holdfast") == []
         journal = json.dumps(stage(backup, url, create_database=True).to_journal())
     check(old, "discarded")
@@ -161,8 +165,18 @@ def kill_everywhere(server: Server, was_there: bool, sent: bool, *, stride: int)
     server.drop(LIVE)
 
 
-@pytest.mark.parametrize("at", range(1, 20))
+@pytest.mark.parametrize("at", [1, 6, 11, 14, 19])
 def test_killed_while_it_stages(server: Server, tmp_path: Path, at: int) -> None:
+    kill_staging(server, tmp_path, at)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("at", range(1, 20))
+def test_killed_at_every_statement_while_it_stages(server: Server, tmp_path: Path, at: int) -> None:
+    kill_staging(server, tmp_path, at)
+
+
+def kill_staging(server: Server, tmp_path: Path, at: int) -> None:
     server.drop(LIVE, *server.schemas("^crash__holdfast"))
     url = server.url(LIVE)
     make(server, number=2)

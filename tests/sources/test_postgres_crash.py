@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from holdfast.clock import system_clock
 from holdfast.sources import _program
 from holdfast.sources.postgres import _connection as _postgres_connection
 from holdfast.transaction import Swap, Transaction, discard, recover, undo
+from kill_points import kill_points
 from sources.postgres_restores import Backup, backup, kinds, places_in, revived, stage
 from sources.postgres_server import PostgresServer, database_fixture, postgres_fixture
 
 __all__ = ["database_fixture", "drain", "postgres_fixture"]
 
 TIMED = 8
-"""So often a restore is killed by a timer, which strikes while the server, or a program, is at work for it."""
+"""So often a long run kills a restore by a timer, which strikes while the server, or a program, is at work for it."""
 
 USERS = ["postgres", "tenant"]
 """One restores beside the live database, the other into it."""
@@ -118,7 +119,7 @@ def test_a_swap_that_is_killed_can_be_reverted(
     postgres: PostgresServer, database: str, user: str, victim: str
 ) -> None:
     # In place each step takes several programs.
-    kill_swap(postgres, database, user, victim, stride=1 if user == "postgres" else 4)
+    kill_swap(postgres, database, user, victim, every=3 if user == "postgres" else 12)
 
 
 @pytest.mark.torture
@@ -126,17 +127,16 @@ def test_a_swap_that_is_killed_can_be_reverted(
 def test_a_swap_that_is_killed_at_any_statement_can_be_reverted(
     postgres: PostgresServer, database: str, user: str, victim: str
 ) -> None:
-    kill_swap(postgres, database, user, victim, stride=1)
+    kill_swap(postgres, database, user, victim, every=1)
 
 
-def kill_swap(server: PostgresServer, database: str, user: str, victim: str, *, stride: int) -> None:
+def kill_swap(server: PostgresServer, database: str, user: str, victim: str, *, every: int) -> None:
     url = server.url(database, user=user)
     swap = stage(url, prepare(server, database, user))
     before, killed, repair, expected = VICTIMS[victim]
     if expected == "new":
         swap.apply()
-    point, was_killed = 0, True
-    while was_killed:
+    for point in kill_points(0, every=every, seed=victim):
         before(revived(url, swap))
         was_killed = run_until(lambda: killed(revived(url, swap)), point)
         for _ in range(2):
@@ -144,7 +144,8 @@ def kill_swap(server: PostgresServer, database: str, user: str, victim: str, *, 
             assert state(server, database) == expected, f"killed at {point}"
         names = [name for name in server.databases() if name.startswith(database)]
         assert len(names) == (2 if user == "postgres" else 1), f"killed at {point}"
-        point += stride
+        if not was_killed:
+            break
     assert point > 10
 
 
@@ -152,26 +153,38 @@ def kill_swap(server: PostgresServer, database: str, user: str, victim: str, *, 
 def test_a_database_that_was_not_there_is_not_there_again(
     postgres: PostgresServer, database: str, victim: str
 ) -> None:
-    url = postgres.url(database)
-    postgres.run(database, "CREATE TABLE item (text text); INSERT INTO item VALUES ('new')")
+    kill_creation(postgres, database, victim, every=4)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("victim", ["apply", "revert", "undo"])
+def test_a_database_that_was_not_there_is_not_there_again_after_any_statement(
+    postgres: PostgresServer, database: str, victim: str
+) -> None:
+    kill_creation(postgres, database, victim, every=1)
+
+
+def kill_creation(server: PostgresServer, database: str, victim: str, *, every: int) -> None:
+    url = server.url(database)
+    server.run(database, "CREATE TABLE item (text text); INSERT INTO item VALUES ('new')")
     taken = backup(url)
-    postgres.drop(database)
+    server.drop(database)
     swap = stage(url, taken, create_database=True)
     before, killed, repair, expected = VICTIMS[victim]
     if expected == "new":
         swap.apply()
-    point, was_killed = 0, True
-    while was_killed:
+    for point in kill_points(0, every=every, seed=victim):
         before(revived(url, swap))
         was_killed = run_until(lambda: killed(revived(url, swap)), point)
         for _ in range(2):
             repair(revived(url, swap))
-            assert postgres.has(database) == (expected == "new"), f"killed at {point}"
-        point += 1
+            assert server.has(database) == (expected == "new"), f"killed at {point}"
+        if not was_killed:
+            break
     assert point > 10
     if expected == "old":
         swap.apply()
-    assert state(postgres, database) == "new"
+    assert state(server, database) == "new"
 
 
 def prepare(server: PostgresServer, database: str, user: str) -> Backup:
@@ -183,19 +196,27 @@ def prepare(server: PostgresServer, database: str, user: str) -> Backup:
 def test_a_restore_that_is_killed_is_recovered_by_the_next_command(
     postgres: PostgresServer, database: str, user: str, temp: Path, tmp_path: Path
 ) -> None:
-    killed_anywhere(postgres, database, user, temp, tmp_path / "state", stride=9)
+    killed_anywhere(postgres, database, user, temp, tmp_path / "state", every=25, timed=[3, 6])
 
 
 @pytest.mark.torture
 def test_a_restore_that_is_killed_at_any_statement_is_recovered_by_the_next_command(
     postgres: PostgresServer, database: str, user: str, temp: Path, tmp_path: Path
 ) -> None:
-    killed_anywhere(postgres, database, user, temp, tmp_path / "state", stride=1)
+    killed_anywhere(postgres, database, user, temp, tmp_path / "state", every=1, timed=range(1, TIMED + 1))
 
 
 def killed_anywhere(
-    server: PostgresServer, database: str, user: str, temp: Path, state_dir: Path, *, stride: int
+    server: PostgresServer,
+    database: str,
+    user: str,
+    temp: Path,
+    state_dir: Path,
+    *,
+    every: int,
+    timed: Iterable[int],
 ) -> None:
+    """`timed`: after so many parts of `TIMED` of its time a restore is killed by a timer."""
     url = server.url(database, user=user)
     server.run(
         database, "CREATE TABLE big AS SELECT n, md5(n::text) FROM generate_series(1, 50000) n", user=user
@@ -219,22 +240,22 @@ def killed_anywhere(
         assert places_in(temp) == [], when
         assert recover(state_dir, known, system_clock() + timedelta(days=1)) is None
 
-    point = 0
-    while run_until(whole_restore, point):
+    for point in kill_points(0, every=every, seed=user):
+        was_killed = run_until(whole_restore, point)
         check_recovered(f"killed at {point}")
-        point += stride
-    assert point > 2 * stride
-    check_recovered("not killed")
+        if not was_killed:
+            break
+    assert point > 50
     started = time.monotonic()
     whole_restore()
     seconds = time.monotonic() - started
     check_recovered("not killed")
-    for number in range(1, TIMED + 1):
+    for number in timed:
 
-        def timed(after: float = seconds * number / TIMED) -> None:
+        def struck(after: float = seconds * number / TIMED) -> None:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.setitimer(signal.ITIMER_REAL, after)
             whole_restore()
 
-        run_child(timed)
+        run_child(struck)
         check_recovered(f"killed after {number}/{TIMED} of {seconds} s")

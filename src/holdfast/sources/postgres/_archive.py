@@ -1,8 +1,8 @@
 """A dump of a PostgreSQL database as a private file, for pg_restore: written, looked through, loaded.
 
 The format is pg_dump's own ("custom"); what it holds is asked of pg_restore alone
-(https://www.postgresql.org/docs/current/app-pgrestore.html). A dump that was streamed does not say where each table's
-data begins; every worker of a parallel pg_restore then finds that out once, by skipping from block to block.
+(https://www.postgresql.org/docs/current/app-pgrestore.html). Only where each table's data begins, which a dump
+that was streamed does not say, is written into it by us: see `holdfast.sources.postgres._offsets`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MAGIC = b"PGDMP"
 _LIST_BYTES = 1 << 28
 _JOBS = 4
 _NAMED = 10
-_SECTIONS = ("pre-data", "data", "post-data")
-"""Loaded one after the other. In one go, a parallel pg_restore makes the triggers of a partitioned table while rows
-of its partitions are still to come, and they fire."""
+_PASSES = (("pre-data", "data"), ("post-data",))
+"""Sections that are loaded together. All in one go, a parallel pg_restore makes the triggers of a partitioned table
+while rows of its partitions are still to come, and they fire."""
 _OF_THE_DATABASE = re.compile(r"\d+; \d+ \d+ (?:DATABASE|(?:ACL|COMMENT|SECURITY LABEL) - DATABASE) ")
 """Lines of a list that are restored only by ``pg_restore --create``."""
 _FULL = ("No space left on device", "Disk quota exceeded", "Check free disk space")
@@ -103,9 +103,10 @@ def check_roles(session: Session, lines: Iterator[str], used: Collection[str]) -
 def load(client: Client, path: Path, server: Server, session: Session, *, database: str, run: str) -> None:
     """Loads a dump into an empty database of the server that `session` has reached. Raises RestoreError, NoSpace,
     CorruptBackup."""
-    for section in _SECTIONS:
-        arguments = [client.path, "--exit-on-error", f"--jobs={_jobs()}", f"--section={section}"]
-        program = server.program([*arguments, str(path)], RESTORE, session, database=database, run=run)
+    for sections in _PASSES:
+        wanted = [f"--section={section}" for section in sections]
+        arguments = [client.path, "--exit-on-error", f"--jobs={jobs()}", *wanted, str(path)]
+        program = server.program(arguments, RESTORE, session, database=database, run=run)
         try:
             program.run()
         except DatabaseError as error:
@@ -124,6 +125,7 @@ def load_failed(error: DatabaseError) -> HoldfastError:
     )
 
 
-def _jobs() -> int:
+def jobs() -> int:
+    """How many sessions load and look through a database at a time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, _JOBS)

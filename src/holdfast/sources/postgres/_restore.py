@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,12 @@ from holdfast.errors import (
 from holdfast.events import Emit
 from holdfast.model import Entry
 from holdfast.sources.base import Read, Staging
-from holdfast.sources.postgres._archive import check_roles, contents, load, write_archive
+from holdfast.sources.postgres._archive import check_roles, contents, jobs, load, write_archive
 from holdfast.sources.postgres._connection import RESTORE, Client, Server, Session, database_id, side_name
 from holdfast.sources.postgres._in_place import InPlaceSwap
 from holdfast.sources.postgres._moment import Moment
-from holdfast.sources.postgres._scratch import analyze, check_rows, create, finish, make_room
+from holdfast.sources.postgres._offsets import note_offsets
+from holdfast.sources.postgres._scratch import analyzing, check_rows, create, finish, make_room
 from holdfast.sources.postgres._swap import PostgresSwap, Where
 from holdfast.transaction import Swap, remove_place, restoring
 
@@ -149,16 +151,21 @@ class PostgresTarget:
         with self._server.maintenance(RESTORE, run=staging.run) as session:
             check_roles(session, contents(client, archive), moment.roles)
             staging.register(PostgresSwap(where, staging.run, coming=None, live=plan.live))
-            create(session, scratch, moment.database, emit)
+            with ThreadPoolExecutor(1, "offsets") as pool:
+                noted = pool.submit(note_offsets, archive)
+                create(session, scratch, moment.database, emit)
+                noted.result()
             try:
                 load(client, archive, self._server, session, database=scratch, run=staging.run)
             except NoSpace:
                 with suppress(HoldfastError), self._server.session(RESTORE, scratch, run=staging.run) as full:
                     make_room(full)
                 raise
-            with self._server.session(RESTORE, scratch, run=staging.run) as filled:
+            with (
+                self._server.session(RESTORE, scratch, run=staging.run) as filled,
+                analyzing(self._server, scratch, staging.run, emit, sessions=jobs()),
+            ):
                 check_rows(filled, moment.rows, "the restored database")
-                analyze(filled, emit)
             finish(session, scratch, moment.database, emit)
             return PostgresSwap(where, staging.run, coming=database_id(session, scratch), live=plan.live)
 

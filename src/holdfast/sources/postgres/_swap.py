@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from holdfast.errors import DatabaseBusy, NothingToUndo, RestoreError
 from holdfast.sources._server import Address, Urls
@@ -31,6 +31,9 @@ from holdfast.sources.postgres._connection import (
 )
 from holdfast.sources.postgres._in_place import InPlaceSwap
 from holdfast.transaction import Swap
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 _RUN = re.compile(r"[0-9a-f]{16}")
 _STEPS = 1_000_000
@@ -135,6 +138,10 @@ class PostgresSwap:
             for number in range(self._step + 2):
                 drop_database(session, self._side(number))
 
+    def scratch_url(self) -> URL:
+        """See `holdfast.sources._server.Rehearsable`."""
+        return self._where.url().set(database=self._side(self._step))
+
     @property
     def _name(self) -> str:
         return self._where.address.database
@@ -195,9 +202,13 @@ class Where:
         self.timeout = timeout
         self._urls = urls
 
+    def url(self) -> URL:
+        """Raises RestoreError where it is not configured any more."""
+        return self.address.find(self._urls)
+
     def server(self) -> Server:
         """Raises RestoreError where it is not configured any more."""
-        return Server(self.address.find(self._urls), self.timeout)
+        return Server(self.url(), self.timeout)
 
 
 class PostgresSwaps:
