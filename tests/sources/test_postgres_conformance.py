@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from conformance.source import SECRET, SourceConformance
+from conformance.source import SECRET, SourceConformance, long_after, read_all
 from holdfast.clock import Clock
+from holdfast.errors import HoldfastError
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.postgres import PostgresSource, PostgresSwap, PostgresSwaps, PostgresTarget
 from holdfast.transaction import Kinds
@@ -122,5 +123,10 @@ class TestInPlace(TestScratch):
             user=self.user,
         )
 
-    @pytest.mark.skip(reason="a role that may not create databases cannot make one")
-    def test_what_is_gone_comes_back(self, root: Path) -> None: ...
+    def test_what_is_gone_comes_back(self, root: Path) -> None:
+        """Not here: a role that may not create databases cannot make one, and is told so."""
+        backup = read_all(self.source(root, long_after))
+        self.remove(root)
+        with pytest.raises(HoldfastError):
+            self.stage(root, backup)
+        assert self.state(root) is None
