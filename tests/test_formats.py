@@ -12,7 +12,8 @@ import pytest
 
 from holdfast.crypto import X25519Identity
 from holdfast.errors import CredentialError, ParentMissing
-from holdfast.events import ignore
+from holdfast.events import Event, StageStarted, ignore
+from holdfast.jobs.backup import backup
 from holdfast.jobs.expire import expire
 from holdfast.jobs.export import export
 from holdfast.jobs.gc import gc
@@ -96,6 +97,19 @@ def test_what_is_dropped_gives_its_room_back_a_day_later(service: Service) -> No
     freed = gc(service.installation(), ignore)
     assert any(name.startswith("packs/") for name in freed)
     service.verify(new.backup_id)
+
+
+def test_gc_beside_a_run_does_not_destroy_it(service: Service) -> None:
+    done: list[list[str]] = []
+
+    def collect(event: Event) -> None:
+        if isinstance(event, StageStarted) and event.stage == "seal":
+            done.append(gc(service.installation(), ignore))
+
+    (service.root / "models/large.bin").write_bytes(os.urandom(3_000_000))
+    metadata = backup(service.installation(), collect).metadata
+    assert done
+    service.verify(metadata.backup_id)
 
 
 def test_an_incremental_of_one_format_never_rests_on_the_other(tmp_path: Path) -> None:

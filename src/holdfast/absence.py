@@ -16,14 +16,23 @@ _TOLERANCE = timedelta(hours=1)
 
 
 def last_good(backups: Iterable[BackupMetadata], now: datetime) -> BackupMetadata | None:
-    """The newest good full or incremental backup. One of the configuration or the models alone does not count: it
-    would hide that the rest is not backed up."""
-    good = [
-        known
-        for known in backups
-        if known.is_good and known.type in ("full", "incremental") and known.moment <= now + _TOLERANCE
-    ]
-    return max(good, key=lambda known: (known.moment, known.backup_id), default=None)
+    """The newest good full or incremental backup that holds all that the newest good full one does. One of the
+    configuration, the models or the database alone does not count: it would hide that the rest is not backed up."""
+    good = sorted(
+        (known for known in backups if known.is_good and known.moment <= now + _TOLERANCE),
+        key=lambda known: (known.moment, known.backup_id),
+        reverse=True,
+    )
+    full = next((known for known in good if known.type == "full"), None)
+    needed = set(full.components) if full is not None else set()
+    return next(
+        (
+            known
+            for known in good
+            if known.type in ("full", "incremental") and needed <= set(known.components)
+        ),
+        None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

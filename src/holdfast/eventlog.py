@@ -39,7 +39,7 @@ def describe(event: Event) -> tuple[int, str] | None:
         case RunFinished(verb, subject):
             return logging.INFO, harmless(f"{verb} {subject}: done")
         case RunFailed(verb, subject, error):
-            return logging.ERROR, harmless(f"{verb} {subject}: {error}")
+            return logging.ERROR, harmless(f"{f'{verb} {subject}'.rstrip()}: {error}")
         case ScheduledRunFinished() | ScheduledRunFailed() | ScheduleDisabled():
             return _of_a_schedule(event)
         case DrillFinished(backup_id, seconds, restore_seconds):
@@ -54,7 +54,10 @@ def _of_a_schedule(event: ScheduledRunFinished | ScheduledRunFailed | ScheduleDi
             line = f"made {backup_id}, {size_bytes} bytes; next run {next_run}"
             level = logging.INFO
         case ScheduledRunFailed(schedule_id, error, hint, next_run, failures):
-            line = f"failed, {failures} in a row: {error}. {hint}".rstrip() + f" Next run {next_run}"
+            line = (
+                f"failed, {failures} in a row: {error.rstrip('.?')}. {hint}".rstrip()
+                + f" Next run {next_run}"
+            )
             level = logging.ERROR
         case ScheduleDisabled(schedule_id, failures):
             line = (

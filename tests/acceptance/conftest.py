@@ -59,6 +59,7 @@ def project(
         if name.startswith(("BACKUP_", "HOLDFAST_")) or name in (
             "DATABASE_URL",
             "ENCRYPTION_KEY",
+            "COLUMNS",  # a test runner's, to which `ps` would cut its lines
             "LOG_LEVEL",
             "LOG_FORMAT",
             "NOTIFICATION_EMAIL",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -253,6 +254,7 @@ def test_yes_at_a_terminal_restores_with_progress_in_sight(two: Path) -> None:
     assert done.status == 0, done.out
     assert predictions() == PREDICTIONS
     assert "━" in done.out
+    assert "1 entries" not in done.out
 
 
 def test_no_answer_at_a_terminal_means_no_and_the_question_says_so(two: Path) -> None:
@@ -345,8 +347,35 @@ def test_check_tells_what_works_and_what_does_not(sealed: Path) -> None:
     assert broken.status == 1
     failed = {found["subject"]: found["detail"] for found in broken.json if found["state"] == "FAILED"}
     assert "ENCRYPTION_KEY" in failed["key"]
-    assert "nowhere.db" in failed["database"]
+    assert "nowhere.db" in failed["database main"]
     assert not Path("nowhere.db").exists()
+
+
+def test_check_looks_at_every_source_whatever_is_wrong_with_one(sealed: Path) -> None:
+    backup_manager.create_full_backup()
+    shutil.rmtree("models")
+    Path("holdfast.toml").write_text(
+        '[database.first]\nurl = "sqlite:///gone.db"\n'
+        '[database.main]\nurl = "sqlite:///iit_ml_service.db"\n'
+        '[database.other]\nurl = "postgresql://nobody@127.0.0.1:1/none"\n'
+    )
+    done = holdfast("check", "--json", DATABASE_URL="")
+    assert done.status == 1
+    found = {finding["subject"]: finding for finding in done.json}
+    states = {subject: finding["state"] for subject, finding in found.items()}
+    assert [states[f"database {name}"] for name in ("first", "main", "other")] == ["FAILED", "ok", "FAILED"]
+    assert states["models"] == "warning"
+    assert "the last full backup" in found["models"]["detail"]
+    assert "?." not in found["database other"]["detail"]
+
+
+def test_an_empty_list_says_where_it_has_looked(project: Path) -> None:
+    elsewhere = str(project / "unmounted")
+    assert f"There is no backup yet in {elsewhere}." in holdfast("list", BACKUP_DIR=elsewhere).err
+    assert (
+        f"There is no models backup in {elsewhere}."
+        in holdfast("list", "--type", "models", BACKUP_DIR=elsewhere).err
+    )
 
 
 def test_export_writes_an_ordinary_archive_of_a_whole_chain(sealed: Path, tmp_path: Path) -> None:

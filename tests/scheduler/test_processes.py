@@ -14,11 +14,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from holdfast.clock import system_clock
+from holdfast.clock import system_clock, timestamp
 from scheduler.conftest import Ground
 
 PATIENCE = 60.0
@@ -151,6 +152,7 @@ def test_a_signal_ends_a_scheduler_that_waits(ground: Ground, number: signal.Sig
         _, err = scheduler.communicate(timeout=IN_TIME)
         assert scheduler.returncode == (0 if number is signal.SIGTERM else 130)
     assert "Traceback" not in err
+    assert ("INFO the scheduler ends: it was asked to" in log(ground)) is (number is signal.SIGTERM)
     assert len(ground.backups()) == 1
 
 
@@ -323,6 +325,43 @@ def test_what_is_wrong_is_refused_by_name(ground: Ground, arguments: list[str], 
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not ground.file.path.exists()
+
+
+def test_check_looks_at_the_schedules(ground: Ground) -> None:
+    def looked() -> list[tuple[str, str]]:
+        found = json.loads(run(ground, "check", "--json").stdout)
+        return [(known["state"], known["detail"]) for known in found if known["subject"] == "schedules"]
+
+    assert looked() == []
+    added = run(ground, "schedule", "add", "--type", "daily", "--json")
+    schedule = ground.schedule(json.loads(added.stdout)["schedule_id"])
+    assert looked() == [("ok", f"1, the next one is due at {timestamp(schedule.next_run)} UTC")]
+    late = replace(schedule, next_run=schedule.next_run - timedelta(days=2))
+    for changed, state, told in (
+        (late, "warning", "is a `holdfast scheduler` at work?"),
+        (replace(late, started_at=late.next_run), "warning", "is a `holdfast scheduler` at work?"),
+        (replace(late, started_at=system_clock().replace(microsecond=0)), "ok", "the next one is due"),
+        (
+            replace(schedule, status="disabled", consecutive_failures=3),
+            "warning",
+            "disabled after 3 failures",
+        ),
+    ):
+        with ground.file.changing() as schedules:
+            schedules[schedule.schedule_id] = changed
+        [(found, detail)] = looked()
+        assert found == state
+        assert told in detail
+    ground.file.path.write_text("{")
+    [(found, detail)] = looked()
+    assert found == "FAILED"
+    assert f"{ground.file.path}, line 1" in detail
+
+
+def test_a_schedule_that_outruns_the_checks_is_told_so(ground: Ground) -> None:
+    hint = "A scheduler looks every 5 minutes"
+    assert hint in run(ground, "schedule", "add", "--type", "* * * * *").stderr
+    assert hint not in run(ground, "schedule", "add", "--type", "*/5 * * * *").stderr
 
 
 def test_expire_gives_a_reason_for_each(ground: Ground) -> None:

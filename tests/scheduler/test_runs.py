@@ -118,6 +118,8 @@ def test_three_failures_in_a_row_disable_it_loudly_and_enabling_resets_the_count
         ground.at(f"2024-01-0{day}T02:00:00")
         assert kinds(ground.scheduler().run_due()) == ["failed"]
     assert ground.told(ScheduleDisabled) == [ScheduleDisabled(schedule_id, 3, "admin@example.com")]
+    told = [event.next_run for event in ground.told(ScheduledRunFailed)]
+    assert told == ["2024-01-03T02:00:00", "2024-01-04T02:00:00", "none, the schedule is disabled"]
     assert ground.schedule(schedule_id).status == "disabled"
     [record] = ground.history("schedule")
     assert record["status"] == "disabled"

@@ -162,7 +162,8 @@ class _Bars:
                 self._task = self._progress.add_task(f"{stage} {subject}", total=total, entries="")
             case Progressed(done, entries) if self._task is not None:
                 self._entries += entries
-                told = f"{self._entries:,} entries" if self._entries else ""
+                noun = "entry" if self._entries == 1 else "entries"
+                told = f"{self._entries:,} {noun}" if self._entries else ""
                 self._progress.update(self._task, advance=done, entries=told)
             case Warned(message):
                 self._progress.console.print(harmless(f"warning: {message}"), style="yellow", markup=False)

@@ -97,7 +97,9 @@ def list_(
             print_json([metadata.to_json() for metadata in found])
             return
         if not found:
-            say("There is no backup yet." if kind is None else f"There is no {kind} backup.")
+            # An empty directory may be the mount point of a disk that is not there.
+            kind_of = "backup yet" if kind is None else f"{kind} backup"
+            say(f"There is no {kind_of} in {installation.settings.backup_dir}.")
             return
         print_table(
             ("ID", "TIME (UTC)", "COMPONENTS", "CONTENT", "ARCHIVE", ""),

@@ -19,6 +19,7 @@ from holdfast.cli._interruption import interruption
 from holdfast.cli._terminal import print_json, print_table, say
 from holdfast.cli.backups import Components, Json
 from holdfast.errors import EXIT_FAILED, Interrupted, LockHeld, UsageError
+from holdfast.events import Noted
 
 if TYPE_CHECKING:
     from holdfast.scheduler import BackupScheduler
@@ -94,6 +95,19 @@ def add(
             return
         print(schedule_id)
         say(f"It runs at {schedule['next_run']} UTC, where a scheduler is at work: `holdfast scheduler`.")
+        if _outruns_the_checks(schedule):
+            say("A scheduler looks every 5 minutes: more often than that it does not run.")
+
+
+def _outruns_the_checks(schedule: dict[str, Any]) -> bool:
+    """Whether the next two times at which it is due are closer together than two checks."""
+    from holdfast.clock import parse_timestamp
+    from holdfast.scheduler import CHECK_EVERY
+    from holdfast.schedules import next_due
+
+    first = parse_timestamp(schedule["next_run"])
+    second = next_due(schedule["schedule_type"], schedule["timezone"], first)
+    return (second - first).total_seconds() < CHECK_EVERY
 
 
 @app.command(name="list")
@@ -170,6 +184,7 @@ def scheduler(
 ) -> None:
     """Make the backups that are due, now and every 5 minutes."""
     with command(looking=True) as installation:
+        from holdfast.eventlog import log
         from holdfast.logs import scheduler_log
 
         settings = installation.settings
@@ -192,7 +207,7 @@ def scheduler(
             except Interrupted:
                 if not ending.asked:
                     raise
-                say("The scheduler ends.")
+                log(Noted("the scheduler ends: it was asked to"))  # Also for who reads the file.
 
 
 class _Ending:

@@ -6,14 +6,21 @@ import io
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 
 from holdfast.absence import absence
+from holdfast.clock import timestamp
 from holdfast.crypto import OpeningReader, SealingWriter, fingerprint
 from holdfast.durable import free_bytes
 from holdfast.errors import HoldfastError, KeyWrong
 from holdfast.installation import Installation
 from holdfast.model import COMPONENTS, Component, Finding
 from holdfast.notify import faults
+from holdfast.schedules import ScheduleFile
+
+_SCHEDULER_LATE = timedelta(minutes=15)
+"""A scheduler checks every 5 minutes; what else it does at a check takes some too."""
+_LONG_RUN = timedelta(days=1)
 
 
 def check(installation: Installation) -> list[Finding]:
@@ -25,6 +32,7 @@ def check(installation: Installation) -> list[Finding]:
         "backup directory": _backup_directory,
         "sources": _sources,
         "backups": _backups,
+        "schedules": _schedules,
         "notifications": _notifications,
     }
     findings: list[Finding] = []
@@ -37,7 +45,10 @@ def check(installation: Installation) -> list[Finding]:
 
 
 def _failed(subject: str, error: HoldfastError) -> Finding:
-    return Finding(subject, "FAILED", f"{error}. {error.hint}".strip())
+    told = str(error)
+    if not told.endswith((".", "?", "!")):  # What a server says may be a sentence.
+        told += "."
+    return Finding(subject, "FAILED", f"{told} {error.hint}".strip())
 
 
 def _settings(installation: Installation) -> Iterator[Finding]:
@@ -101,11 +112,24 @@ def _sources(installation: Installation) -> Iterator[Finding]:
 def _component(installation: Installation, component: Component, *, wanted: bool) -> Iterator[Finding]:
     sources = installation.sources([component])
     if not sources:
-        yield Finding(component, "ok", "none found")
+        yield _none_found(installation, component, wanted=wanted)
     for source in sources:
-        for finding in source.check():
-            told = finding.detail + ("" if wanted else ", not in a backup by default")
-            yield replace(finding, detail=told)
+        try:
+            for finding in source.check():
+                told = finding.detail + ("" if wanted else ", not in a backup by default")
+                yield replace(finding, detail=told)
+        except HoldfastError as error:  # The others are looked at all the same.
+            subject = f"{component} {source.name}".removesuffix(f" {component}")
+            yield _failed(subject, error)
+
+
+def _none_found(installation: Installation, component: Component, *, wanted: bool) -> Finding:
+    last = next((known for known in installation.repository.backups("full") if known.is_good), None)
+    if wanted and last is not None and component in last.components:
+        return Finding(
+            component, "warning", f"none found, and the last full backup, {last.backup_id}, has it"
+        )
+    return Finding(component, "ok", "none found")
 
 
 def _backups(installation: Installation) -> Iterator[Finding]:
@@ -125,6 +149,30 @@ def _backups(installation: Installation) -> Iterator[Finding]:
         return
     hours = (installation.clock() - good[0].moment).total_seconds() / 3600
     yield Finding("backups", "ok", f"{len(good)}, the last one {good[0].backup_id}, {hours:.1f} hours ago")
+
+
+def _schedules(installation: Installation) -> Iterator[Finding]:
+    schedules = ScheduleFile(installation.settings.backup_dir).read().values()
+    for schedule in schedules:
+        if schedule.status == "disabled":
+            detail = (
+                f"{schedule.schedule_id} is disabled after {schedule.consecutive_failures} failures in a row"
+            )
+            yield Finding("schedules", "warning", f"{detail}: `holdfast schedule enable`")
+    active = [schedule for schedule in schedules if schedule.status == "active"]
+    if not active:
+        return
+    first = min(active, key=lambda schedule: schedule.next_run)
+    now = installation.clock()
+    # A run that is at work keeps the others waiting. Where it was killed, that it began is all there is to see.
+    at_work = any(known.started_at is not None and known.started_at + _LONG_RUN > now for known in active)
+    if not at_work and first.next_run + _SCHEDULER_LATE < now:
+        detail = f"{first.schedule_id} is due since {timestamp(first.next_run)} UTC, and did not run"
+        yield Finding("schedules", "warning", f"{detail}: is a `holdfast scheduler` at work?")
+    else:
+        yield Finding(
+            "schedules", "ok", f"{len(active)}, the next one is due at {timestamp(first.next_run)} UTC"
+        )
 
 
 def _notifications(installation: Installation) -> Iterator[Finding]:

@@ -98,6 +98,10 @@ def _rows(old: SourceRecord | None, new: SourceRecord | None) -> Iterator[RowDif
 
 def _tables(record: SourceRecord | None) -> dict[str, int]:
     found: Any = record.moment.get("rows") if record is not None else None
-    if not isinstance(found, dict):
-        return {}
-    return {str(table): rows for table, rows in found.items() if isinstance(rows, int)}
+    tables: dict[str, int] = {}
+    for name, rows in found.items() if isinstance(found, dict) else ():
+        if isinstance(rows, int):
+            tables[str(name)] = rows
+        elif isinstance(rows, dict):  # by schema, then by table
+            tables |= {f"{name}.{table}": each for table, each in rows.items() if isinstance(each, int)}
+    return tables

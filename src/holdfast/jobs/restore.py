@@ -14,7 +14,7 @@ from holdfast.jobs._locate import locate
 from holdfast.jobs._reading import Reading, check_room, chosen
 from holdfast.jobs._restore_log import RestoreLog, restore_log
 from holdfast.jobs._trust import Confirm, check_signature
-from holdfast.model import BackupMetadata, SourceRecord
+from holdfast.model import COMPONENTS, BackupMetadata, SourceRecord
 from holdfast.repository.base import StoredBackup
 from holdfast.sources.files._staging import make_empty_directory
 from holdfast.transaction import Transaction
@@ -65,6 +65,8 @@ def restore(
         repository, metadata = locate(installation, reference)
         wanted = chosen(metadata, components)
         log.emit(RunStarted("restore", metadata.backup_id))
+        if reference == "latest" and components is None:
+            _tell_what_it_lacks(repository.backups(), metadata, log.emit)
         check_signature(installation, repository, metadata, trust=trust, vouch=vouch)
         with repository.lent(), repository.open(metadata) as stored:
             records = [record for record in stored.sources() if record.component in wanted]
@@ -91,6 +93,20 @@ def restore(
             target=target,
             log=log.path,
         )
+
+
+def _tell_what_it_lacks(backups: Sequence[BackupMetadata], latest: BackupMetadata, emit: Emit) -> None:
+    """The latest backup may hold less than the one before it: then nobody must think that all has come back."""
+    for component in COMPONENTS:
+        if component in latest.components:
+            continue
+        other = next((known for known in backups if known.is_good and component in known.components), None)
+        if other is not None:
+            emit(
+                Noted(
+                    f"{latest.backup_id} does not hold {component}; the newest backup that does is {other.backup_id}"
+                )
+            )
 
 
 class _Work:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from holdfast.crypto import KeyRing
+from holdfast.errors import LockHeld
 from holdfast.model import BackupFormat, BackupMetadata, Signature
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import Catalog
@@ -56,7 +57,15 @@ class EitherRepository(Catalog):
 
     def clean(self) -> list[str]:
         """Takes back what runs that were killed have left. While `expiring` is held."""
-        return self.archive.clean() + self.dedup.clean()
+        if self.writes == "archive":
+            return self.archive.clean() + self.dedup.clean()
+        # Runs may be at work: uploads that died are told from theirs only while there are none.
+        try:
+            with self._storage.lock("backup"):
+                cleaned = self.archive.clean()
+        except LockHeld:
+            cleaned = []
+        return cleaned + self.dedup.clean()
 
     def free(self) -> list[str]:
         """Deletes packs that no backup needs any more."""

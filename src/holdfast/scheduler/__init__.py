@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.scheduler._run import Drill, Outcome
-from holdfast.scheduler._scheduler import BackupScheduler
+from holdfast.scheduler._scheduler import CHECK_EVERY, BackupScheduler
 from holdfast.schedules import Schedule, next_due
 
-__all__ = ["BackupScheduler", "Drill", "Outcome", "Schedule", "next_due"]
+__all__ = ["CHECK_EVERY", "BackupScheduler", "Drill", "Outcome", "Schedule", "next_due"]

@@ -216,7 +216,9 @@ class Runner:
                 schedule.schedule_id,
                 error,
                 hint,
-                timestamp(schedule.next_run),
+                timestamp(schedule.next_run)
+                if schedule.status == "active"
+                else "none, the schedule is disabled",
                 schedule.consecutive_failures,
                 schedule.notification_email,
                 self.tail(),

@@ -152,3 +152,17 @@ def test_a_mark_that_is_damaged_is_told(ground: DedupGround) -> None:
     Path(ground.directory, "condemned", mark).write_text(json.dumps({"since": 5}))
     with pytest.raises(CorruptBackup, match="since when"):
         ground.repository().free()
+
+
+def test_what_is_not_ours_is_left_alone(ground: DedupGround) -> None:
+    metadata = make(ground, state(1))
+    pack = ground.files_of(metadata)[0]
+    ground.repository().delete(metadata)
+    strays = [pack.with_name(".nfs0001"), ground.directory / "keys/notes.json"]
+    for stray in strays:
+        stray.write_bytes(b"")
+    for _ in range(2):
+        ground.repository().free()
+        ground.clock.forward(DAY)
+    assert not pack.exists()
+    assert all(stray.exists() for stray in strays)

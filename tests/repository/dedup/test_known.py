@@ -15,7 +15,7 @@ from holdfast.errors import StorageError
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._known import Known, KnownChunk
 from holdfast.repository.dedup._record_file import RecordFile
-from holdfast.repository.dedup._table import PackTable
+from holdfast.repository.dedup._table import PackTable, pack_base
 from holdfast.repository.dedup._tensor_bases import TensorBases, tensor_identity
 from repository.dedup.sealed import flipped, make_keys
 
@@ -186,6 +186,62 @@ def test_writers_do_not_share_a_memory(tmp_path: Path) -> None:
     assert remembered(tmp_path, other).has(name_of(2))
     with pytest.raises(ValueError, match="not of the writer"):
         remembered(tmp_path).add(other, table_of(0, [name_of(3)], other))
+
+
+def differing(number: int, ids: Sequence[bytes], base_pack: str) -> PackTable:
+    """A pack whose only block is a difference from a chunk in `base_pack`."""
+    return replace(
+        table_of(number, ids[:1]),
+        block_codecs=np.array([3], np.uint8),
+        bases=np.frombuffer(pack_base(name_of(99), base_pack), np.uint8).reshape(1, -1),
+    )
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+def test_where_the_bases_of_differences_lie_is_remembered(tmp_path: Path, reopen: bool) -> None:
+    known = remembered(tmp_path)
+    known.add(KEYS, table_of(0, [name_of(1)]), "ab" * 32)
+    known.add(KEYS, differing(1, [name_of(2)], f"{KEYS.run}-0"), "ab" * 32)
+    known = remembered(tmp_path) if reopen else known
+    assert known.bases() == {f"{KEYS.run}-1": (f"{KEYS.run}-0",)}
+    assert known.key_files() == {KEYS.run: "ab" * 32}
+    assert known.get(name_of(1)) == KnownChunk(f"{KEYS.run}-0", 1)
+    assert known.get(name_of(2)) == KnownChunk(f"{KEYS.run}-1", 1, is_difference=True)
+
+
+def test_differences_are_forgotten_with_their_bases(tmp_path: Path) -> None:
+    known = remembered(tmp_path)
+    # In any order: what was learnt again need not be in that in which it was written.
+    known.add(KEYS, differing(2, [name_of(3)], f"{KEYS.run}-1"))
+    known.add(KEYS, differing(1, [name_of(2)], f"{KEYS.run}-0"))
+    known.add(KEYS, table_of(0, [name_of(1)]))
+    known.add(KEYS, table_of(3, [name_of(4)]))
+    known.forget_packs([f"{KEYS.run}-0"])
+    assert list(known.packs()) == [f"{KEYS.run}-3"]
+    known.add(KEYS, differing(4, [name_of(5)], f"{KEYS.run}-9"))
+    known.forget_packs([])
+    assert list(remembered(tmp_path).packs()) == [f"{KEYS.run}-3"]
+
+
+def test_each_audience_has_a_memory_of_its_own(tmp_path: Path) -> None:
+    def of(audience: str) -> Known:
+        return Known(
+            tmp_path,
+            repository=KEYS.repository,
+            writer=KEYS.writer,
+            id_key=KEYS.id_key,
+            audience=audience,
+        )
+
+    other = make_keys(like=KEYS)
+    of("age1a").add(KEYS, table_of(0, [name_of(1)]), "aa" * 32)
+    of("age1a").add(other, table_of(0, [name_of(2)], other), "bb" * 32)
+    assert not of("age1b").has(name_of(1))
+    for _ in range(2):
+        of("age1b").take_over(of("age1a"), {KEYS.run: "cc" * 32})
+    assert of("age1b").packs() == {f"{KEYS.run}-0": 1000}
+    assert of("age1b").key_files() == {KEYS.run: "cc" * 32}
+    assert of("age1b").get(name_of(1)) == KnownChunk(f"{KEYS.run}-0", 1)
 
 
 def test_a_pack_of_another_run_is_not_remembered_as_of_this(tmp_path: Path) -> None:

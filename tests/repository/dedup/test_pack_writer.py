@@ -226,8 +226,8 @@ class FullDisk(LocalStorage):
         super().__init__(directory)
         self._room = room
 
-    def create(self, name: str, *, replace: bool = False) -> LocalUpload:
-        upload = super().create(name, replace=replace)
+    def create(self, name: str, *, replace: bool = False, hashed: bool = True) -> LocalUpload:
+        upload = super().create(name, replace=replace, hashed=hashed)
         write, room = upload.write, self._room
 
         def limited(data: bytes | bytearray | memoryview) -> int:
@@ -276,8 +276,8 @@ def test_few_blocks_are_in_memory(storage: LocalStorage, keys: RunKeys) -> None:
             return super().submit(*args, **more)
 
     class Slow(LocalStorage):
-        def create(self, name: str, *, replace: bool = False) -> LocalUpload:
-            upload = super().create(name, replace=replace)
+        def create(self, name: str, *, replace: bool = False, hashed: bool = True) -> LocalUpload:
+            upload = super().create(name, replace=replace, hashed=hashed)
             write = upload.write
 
             def counted(data: bytes | bytearray | memoryview) -> int:

@@ -26,7 +26,7 @@ from forks import scratch
 from holdfast.crypto import KeyRing, PassphraseIdentity, X25519Identity
 from holdfast.errors import CredentialError, RepositoryError
 from holdfast.model import BackupMetadata
-from holdfast.repository.dedup import _pack_writer
+from holdfast.repository.dedup import _pack_writer, _writer
 from repository.dedup.grounds import IDENTITY, DedupGround
 
 WRITE_ONLY = KeyRing((IDENTITY.recipient,), ())
@@ -104,18 +104,23 @@ def test_metadata_that_was_lost_is_made_again(ground: DedupGround) -> None:
     assert_holds(ground.repository(), again, trees)
 
 
-def test_a_passphrase_is_derived_once_and_not_for_every_run(ground: DedupGround) -> None:
+def test_a_passphrase_is_derived_once_and_not_for_every_run(
+    ground: DedupGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
     identity = PassphraseIdentity("correct horse")
     ground.keys = KeyRing((identity.recipient,), (identity,))
     trees = models(file("files/models/a", b"content"))
     make(ground, trees)
     assert (ground.directory / "keys/identity.age").exists()
-    # With nothing but what is pinned: no key that could open the identity is at hand.
     pinned = json.loads((ground.state.repository / "dedup/writer.json").read_text())["recipient"]
     assert pinned.startswith("age1")
-    (ground.directory / "keys/identity.age").rename(ground.top / "aside.age")
-    metadata = make(ground, trees)
-    (ground.top / "aside.age").rename(ground.directory / "keys/identity.age")
+
+    def derived(*_: object) -> None:
+        raise AssertionError("the identity was opened")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_writer, "read_identity", derived)
+        metadata = make(ground, trees)
     assert_holds(ground.repository(), metadata, trees)
 
 

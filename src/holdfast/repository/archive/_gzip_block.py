@@ -48,7 +48,7 @@ _FAST = 1
 _WORTH_COMPRESSING = 0.99
 _WORTH_SEARCHING = 0.98
 _WORTH_DEEPER = 0.94
-_AS_GOOD = 1.005
+_WORTH_DEEPEST = 0.99
 _REPETITIVE = 0.05
 _SAMPLE_SIZE = 16 << 10
 
@@ -116,8 +116,7 @@ def _compress(raw: bytes | bytearray, level: int) -> bytes:
     if level == 0:
         return _squeeze(raw, 0)
     if level in _SEARCH and (sample := _searchable_sample(raw)) is not None:
-        chosen = _search_level(sample, level)
-        data = _fast(raw, _FAST) if chosen is None else _squeeze(raw, chosen)
+        data = _squeeze(raw, _search_level(sample, level))
     else:
         data = _fast(raw, level if level in _ISAL else _FAST)
     return data if len(data) < _WORTH_COMPRESSING * len(raw) else _squeeze(raw, 0)
@@ -135,17 +134,17 @@ def _searchable_sample(raw: bytes | bytearray) -> memoryview | None:
     return None
 
 
-def _search_level(sample: memoryview, level: int) -> int | None:
-    """The level of zlib-ng for a block that the sample is from; None where ISA-L does as well."""
+def _search_level(sample: memoryview, level: int) -> int:
+    """The level of zlib-ng for a block that the sample is from."""
     usual = _SEARCH[level]
-    size = len(_squeeze(sample, usual))
-    if level < _TRY_DEEPEST and len(_fast(sample, _FAST)) <= _AS_GOOD * size:
-        return None
+    if level < _TRY_DEEPER:
+        return usual
+    size, deeper = (len(_squeeze(sample, each)) for each in (usual, _DEEPER))
     if level >= _TRY_DEEPEST and size < _REPETITIVE * len(sample):
-        return _DEEPEST
-    if level >= _TRY_DEEPER and len(_squeeze(sample, _DEEPER)) < _WORTH_DEEPER * size:
-        return _DEEPER
-    return usual
+        deepest = len(_squeeze(sample, _DEEPEST))
+        if deepest < _WORTH_DEEPEST * min(size, deeper):
+            return _DEEPEST
+    return _DEEPER if deeper < _WORTH_DEEPER * size else usual
 
 
 def _fast(raw: _Bytes, level: int) -> bytes:

@@ -15,7 +15,7 @@ from holdfast.repository.dedup._index import ChunkIndex, ChunkPlace
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._names import pack_path, parse_object_name
 from holdfast.repository.dedup._pack_reader import PackReader
-from holdfast.repository.dedup._table import BlockRow
+from holdfast.repository.dedup._table import BlockRow, PackTable
 from holdfast.storage.base import OpenObject, Storage
 
 KeysOf = Callable[[str], RunKeys]
@@ -47,6 +47,9 @@ class ChunkReader:
         self._name = name
         self._index = ChunkIndex()
         self._loaded: set[int] = set()
+        # Apart: a pack that is needed for bases may hold differences whose own bases nobody needs.
+        self._bases = ChunkIndex()
+        self._loaded_bases: set[int] = set()
         self._readers: OrderedDict[str, tuple[OpenObject, PackReader]] = OrderedDict()
         self._blocks: OrderedDict[_Block, Future[bytes]] = OrderedDict()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="open")
@@ -90,14 +93,18 @@ class ChunkReader:
                 yield ref, place
 
     def _find(self, name: bytes, pack: str) -> ChunkPlace:
-        """Where a chunk lies: in `pack`, if it is one of those listed, else in whichever has it."""
-        place = self._index.get(name)
-        rest = sorted(range(len(self._packs)), key=lambda number: self._packs[number].name != pack)
-        for number in rest if place is None else ():
-            if number not in self._loaded and self._packs[number].hash:
-                self._load(number)
-                place = self._index.get(name)
-                if place is not None:
+        """Where a chunk lies: in `pack`, if it is one of those listed, else in whichever has it, best whole."""
+        place = self._bases.get(name)
+        if place is None or place.block.base is not None:
+            for number in sorted(
+                range(len(self._packs)), key=lambda number: self._packs[number].name != pack
+            ):
+                if number in self._loaded_bases or not self._packs[number].hash:
+                    continue
+                self._bases.add(self._table(number))
+                self._loaded_bases.add(number)
+                place = self._bases.get(name)
+                if place is not None and place.block.base is None:
                     break
         if place is None:
             raise CorruptBackup(f"{self._name}: no pack holds the chunk {name.hex()}")
@@ -105,12 +112,14 @@ class ChunkReader:
 
     def _load(self, number: int) -> None:
         """Takes in the table of a pack."""
-        if number in self._loaded:
-            return
+        if number not in self._loaded:
+            self._index.add(self._table(number))
+            self._loaded.add(number)
+
+    def _table(self, number: int) -> PackTable:
         if number >= len(self._packs) or not self._packs[number].hash:
             raise CorruptBackup(f"{self._name}: a chunk is said to lie in a pack that is not listed")
-        self._index.add(self._reader(self._packs[number].name).table)
-        self._loaded.add(number)
+        return self._reader(self._packs[number].name).table
 
     def _reader(self, pack: str) -> PackReader:
         held = self._readers.get(pack)
@@ -177,7 +186,8 @@ class ChunkReader:
 
     def _forget_blocks(self) -> None:
         while len(self._blocks) > _KEPT_BLOCKS:
-            self._blocks.popitem(last=False)
+            # Awaited: what still reads must be found when its pack is closed.
+            self._blocks.popitem(last=False)[1].exception()
 
 
 def missing_pack(pack: str, backup: str) -> CorruptBackup:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
-from blake3 import blake3
-
-from holdfast.errors import SizeLimitExceeded
+from holdfast.errors import SizeLimitExceeded, StorageError
 from holdfast.repository._manifest import ChunkRef, PackRef
 from holdfast.repository.dedup._chunk import Chunk
 from holdfast.repository.dedup._ids import chunk_id
@@ -56,17 +55,19 @@ class ChunkStore:
         bases: TensorBases,
         read_base: ReadBase,
         *,
+        key_file: str,
         packs: list[PackRef],
         max_bytes: int | None,
     ) -> None:
-        """`packs`: those of the backup that this run compares with, whose numbers stay. `known` must hold nothing
-        that is not there any more."""
+        """`key_file`: the SHA-256 of the run's. `packs`: those of the backup that this run compares with, whose
+        numbers stay. `known` must hold nothing that is not there any more."""
         self.stored_bytes = 0
         """Bytes that packs have taken, of which the last may still grow."""
         self.tables: list[PackTable] = []
         """Of the packs that this run has finished."""
         self._storage = storage
         self._keys = keys
+        self._key_file = key_file
         self._known = known
         self._bases = bases
         self._read_base = read_base
@@ -75,7 +76,7 @@ class ChunkStore:
         self._numbers = {pack.name: number for number, pack in enumerate(packs)}
         self._used: set[int] = set()
         self._new: dict[bytes, int] = {}
-        """Chunks of this run's packs, and the number of the pack."""
+        """Chunks of this run's packs, and the number of the pack; of those packs that `known` has not yet."""
         self._builders: dict[int, BlockBuilder] = {}
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="seal")
         self._pack: _Pack | None = None
@@ -107,6 +108,7 @@ class ChunkStore:
         self.check_size(0)
         self._bases.save()
         self._pool.shutdown()
+        self._use_bases()
         sizes, hashes = self._known.packs(), self._known.hashes()
         return [
             PackRef(pack.name, sizes[pack.name], hashes[pack.name])
@@ -124,9 +126,19 @@ class ChunkStore:
         """Gives up the pack that is not finished."""
         if self._pack is not None:
             self._pack.writer.abort()
+        # One that was ended has all that it needs: the next run finds it.
+        if self._finishing is not None and self._finishing[1].exception() is None:
+            with suppress(StorageError):  # It is stored once more then.
+                self._settle()
         self._pool.shutdown(cancel_futures=True)
-        if self._finishing is not None:
-            self._finishing[1].exception()
+
+    def _use_bases(self) -> None:
+        """A pack is needed as well if chunks in it are what others that are needed are differences from: also from
+        those that were there before, and from kept ones. It needs no other in turn: no base is a difference."""
+        bases = self._known.bases()
+        for number in list(self._used):
+            for base in bases.get(self._packs[number].name, ()):
+                self._used.add(self._number(base))
 
     def _store(self, name: bytes, chunk: Chunk) -> int:
         pack = self._current()
@@ -163,15 +175,14 @@ class ChunkStore:
     def _base(self, identity: bytes, name: bytes, length: int) -> _Base | None:
         """What to take a difference from: stored whole, known to be there, and at hand."""
         base = self._bases.get(identity)
-        if base is None or base == name or self._bases.get(_as_difference(base)) is not None:
+        if base is None or base == name:
             return None
         found = self._known.get(base)
-        if found is None or found.length != length:
+        if found is None or found.length != length or found.is_difference:
             return None
         data = self._read_base(base)
         if data is None or len(data) != length or chunk_id(self._keys.id_key, data) != base:
             return None
-        self._used.add(self._number(found.pack))
         return _Base(base, found.pack, data)
 
     def _current(self) -> _Pack:
@@ -202,12 +213,13 @@ class ChunkStore:
         (pack, finishing), self._finishing = self._finishing, None
         table = finishing.result()
         self.stored_bytes += table.size
-        self._known.add(self._keys, table)
+        # First: a run that is cut off here must not take away the key of a pack that is remembered.
         self.tables.append(table)
+        self._known.add(self._keys, table, self._key_file)
+        for row in table.ids:
+            self._new.pop(row.tobytes(), None)
         for block, identity, name in pack.tensors:
-            if table.block_codecs[block] == DIFFERENCE:
-                self._bases.put(_as_difference(name), name)
-            else:
+            if table.block_codecs[block] != DIFFERENCE:
                 self._bases.put(identity, name)
 
     def _number(self, pack: str) -> int:
@@ -216,8 +228,3 @@ class ChunkStore:
             number = self._numbers[pack] = len(self._packs)
             self._packs.append(PackRef(pack, 0, ""))
         return number
-
-
-def _as_difference(name: bytes) -> bytes:
-    """The identity under which it is remembered that a chunk lies there as a difference, and so is no base."""
-    return blake3(b"difference" + name).digest(length=16)

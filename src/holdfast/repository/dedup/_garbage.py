@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from holdfast.clock import parse_timestamp, timestamp
 from holdfast.errors import CorruptBackup
-from holdfast.repository.dedup._names import index_path, object_name, pack_path, parse_object_name
+from holdfast.repository.dedup._names import index_path, is_run, object_name, pack_path, parse_object_name
 from holdfast.storage.base import Storage
 
 CONDEMNED = "condemned/"
@@ -29,11 +30,20 @@ class Garbage:
         self._storage = storage
         self._now = now
 
-    def free(self, needed: Collection[str], runs: Collection[str], at_work: Sequence[datetime]) -> list[str]:
+    def free(
+        self,
+        needed: Collection[str],
+        runs: Collection[str],
+        at_work: Sequence[datetime],
+        key_files: Sequence[str],
+    ) -> list[str]:
         """One call: deletes what was condemned long enough ago, and condemns the rest.
 
         `needed`: packs that backups need. `runs`: those that made them. `at_work`: when each run that has not ended
-        began. Returns the names of what was deleted. Raises StorageError, CorruptBackup for a mark that is damaged.
+        began. `key_files`: those that were there before anybody looked who is at work, for a run that began later may
+        have a key and no pack yet. Returns the names of what was deleted.
+
+        Raises StorageError, CorruptBackup for a mark that is damaged.
         """
         packs = set(self._packs())
         marks = dict(self._marks())
@@ -51,14 +61,16 @@ class Garbage:
             self._storage.put(CONDEMNED + pack, json.dumps(mark).encode())
         # A run that is at work has a key before it has a pack.
         if not at_work:
-            deleted += self._keys_of_nothing({parse_object_name(pack)[0] for pack in packs} | set(runs))
+            left = {parse_object_name(pack)[0] for pack in packs} | set(runs)
+            deleted += self._keys_of_nothing(key_files, left)
         return deleted
 
     def _packs(self) -> Iterator[str]:
         for prefix in range(256):
             for name in self._storage.names(f"packs/{prefix:02x}/"):
                 pack = name.rpartition("/")[2]
-                if not pack.endswith(".parity"):
+                # What is not ours is left alone; parity is deleted with its pack.
+                with suppress(CorruptBackup):
                     parse_object_name(pack)
                     yield pack
 
@@ -76,12 +88,12 @@ class Garbage:
                     f"{name} does not say since when", hint="Delete it: the pack is condemned again."
                 ) from error
 
-    def _keys_of_nothing(self, runs: Collection[str]) -> list[str]:
+    def _keys_of_nothing(self, key_files: Sequence[str], runs: Collection[str]) -> list[str]:
         """Keys and indexes of runs of which nothing is left."""
         deleted = []
-        for name in list(self._storage.names("keys/")):
+        for name in key_files:
             run, _, suffix = name.removeprefix("keys/").partition(".")
-            if suffix not in ("age", "json") or run == "identity" or run in runs:
+            if suffix not in ("age", "json") or not is_run(run) or run in runs:
                 continue
             number = 0
             while self._storage.exists(index := index_path(object_name(run, number))):

@@ -6,6 +6,7 @@ A run's key file is durable before its first pack, so no pack ever waits for a k
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import secrets
 from collections.abc import Sequence
@@ -35,6 +36,8 @@ IDENTITY = "keys/identity.age"
 
 # Some hundred bytes. One chunk of age is more than enough, and is all that is ever opened.
 _LIMIT = CHUNK
+_FILE_LIMIT = 1 << 20
+"""Bytes of a key file with its header, which has a stanza for each recipient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,8 @@ class RunKeys:
         )
 
 
-def write_run_keys(storage: Storage, keys: RunKeys, recipients: Sequence[X25519Recipient] | None) -> None:
-    """Writes ``keys/<run>.age``, durably; with None, ``keys/<run>.json``, in the clear.
+def write_run_keys(storage: Storage, keys: RunKeys, recipients: Sequence[X25519Recipient] | None) -> str:
+    """Writes ``keys/<run>.age``, durably; with None, ``keys/<run>.json``, in the clear. Returns its SHA-256.
 
     Raises KeyMissing for no recipients, StorageError when the storage refuses or the run has a key file already.
     """
@@ -87,7 +90,24 @@ def write_run_keys(storage: Storage, keys: RunKeys, recipients: Sequence[X25519R
         "started": timestamp(keys.started),
     }
     text = json.dumps(record).encode() + b"\n"
-    _write(storage, _path(keys.run, recipients is not None), text, recipients)
+    return _write(storage, _path(keys.run, recipients is not None), text, recipients)
+
+
+def key_file_digest(storage: Storage, run: str, *, encrypted: bool) -> str:
+    """The SHA-256 of a run's key file as it lies there; empty when there is none of that kind."""
+    return _digest(storage, _path(run, encrypted))
+
+
+def identity_digest(storage: Storage) -> str:
+    """The SHA-256 of ``keys/identity.age``; empty when there is none."""
+    return _digest(storage, IDENTITY)
+
+
+def _digest(storage: Storage, path: str) -> str:
+    try:
+        return hashlib.sha256(storage.get(path, limit=_FILE_LIMIT)).hexdigest()
+    except FileNotFoundError:
+        return ""
 
 
 def read_run_keys(storage: Storage, run: str, identities: Sequence[Identity], *, repository: str) -> RunKeys:
@@ -183,7 +203,7 @@ def _write(
     path: str,
     text: bytes,
     recipients: Sequence[X25519Recipient] | Sequence[PassphraseRecipient] | None,
-) -> None:
+) -> str:
     upload = storage.create(path)
     try:
         if recipients is None:
@@ -191,7 +211,7 @@ def _write(
         else:
             with SealingWriter(upload, recipients) as writer:
                 writer.write(text)
-        upload.publish()
+        return upload.publish()
     finally:
         upload.abort()
 

@@ -1,14 +1,15 @@
 """What a writer remembers of what it has stored, so that a host that cannot read still finds its chunks again.
 
 Losing it, or its being damaged, costs space: chunks are stored once more. What it says must be true, so packs that
-are no longer there must be taken out of it before a run relies on it.
+are no longer there, or whose key file is not the one that was written, must be taken out of it before a run relies on
+it. There is one memory for each set of recipients: what others can open is of no use to these.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +21,15 @@ from holdfast.repository.dedup._ids import ID_LENGTH
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._names import object_name, parse_object_name
 from holdfast.repository.dedup._record_file import RecordFile
-from holdfast.repository.dedup._table import PackTable
+from holdfast.repository.dedup._table import DIFFERENCE, PackTable, base_packs
 
-_MAGIC = b"HFKNOWN1"
-_PACK = struct.Struct("<16sIQ32sI")  # run, number, size and digest of the pack, how many chunks
+_MAGIC = b"HFKNOWN2"
+# Run and number of the pack, its size and digest, the SHA-256 of the run's key file; how many chunks, and packs in
+# which the bases of its differences lie. Then the ids, the lengths, and runs and numbers of those packs.
+_PACK = struct.Struct("<16sIQ32s32sII")
+_BASE_PACK = struct.Struct("<16sI")
+_DIFFERENCE = 1 << 31
+"""Added to the length of a chunk that is stored as a difference."""
 _BATCH = 1 << 16
 
 
@@ -32,29 +38,36 @@ class KnownChunk(NamedTuple):
 
     pack: str
     length: int
+    is_difference: bool = False
 
 
 class _Pack(NamedTuple):
     name: str
     size: int
     hash: str
+    key_file: str
     chunks: int
+    bases: tuple[str, ...]
 
 
 class Known:
     """The chunks of one writer in one repository. For one thread at a time; processes may share the file."""
 
-    def __init__(self, directory: Path, *, repository: str, writer: str, id_key: bytes) -> None:
+    def __init__(
+        self, directory: Path, *, repository: str, writer: str, id_key: bytes, audience: str = ""
+    ) -> None:
         """Reads the memory that is kept in `directory`, which must exist.
 
-        `writer`: whose chunks; those of others are never mixed in. A memory of another repository or id key counts as
-        empty. Raises StorageError when the file cannot be read.
+        `writer`: whose chunks; those of others are never mixed in. `audience`: the recipients, who can open them;
+        empty where nothing is encrypted. A memory of another repository or id key counts as empty.
+
+        Raises StorageError when the file cannot be read.
         """
         self._repository = repository
         self._writer = writer
         self._id_key = id_key
-        name = f"chunks-{hashlib.sha256(writer.encode()).hexdigest()[:16]}"
-        self._file = RecordFile(directory / name, _MAGIC, owner=(repository, writer), key=id_key)
+        name = f"chunks-{hashlib.sha256(f'{writer} {audience}'.encode()).hexdigest()[:16]}"
+        self._file = RecordFile(directory / name, _MAGIC, owner=(repository, writer, audience), key=id_key)
         self._load()
 
     def __len__(self) -> int:
@@ -82,8 +95,17 @@ class Known:
         """Every pack that chunks are in, and the digest in its trailer, hexadecimal."""
         return {pack.name: pack.hash for pack in self._packs}
 
-    def add(self, keys: RunKeys, table: PackTable) -> None:
-        """Remembers, durably, what a pack holds that is durable itself. `keys`: those of its run.
+    def key_files(self) -> dict[str, str]:
+        """For each run the SHA-256 of its key file as it was when it was known to be good, hexadecimal."""
+        return {pack.name.partition("-")[0]: pack.key_file for pack in self._packs}
+
+    def bases(self) -> dict[str, tuple[str, ...]]:
+        """For each pack with differences the packs in which their bases lie."""
+        return {pack.name: pack.bases for pack in self._packs if pack.bases}
+
+    def add(self, keys: RunKeys, table: PackTable, key_file: str = "0" * 64) -> None:
+        """Remembers, durably, what a pack holds that is durable itself. `keys`: those of its run, and `key_file` the
+        SHA-256 of their file.
 
         Raises StorageError; ValueError for a run of another writer, repository or id key.
         """
@@ -92,32 +114,65 @@ class Known:
         run, number = parse_object_name(table.name)
         if run != keys.run:
             raise ValueError(f"pack {table.name} is not of run {keys.run}")
+        bases = base_packs(table)
+        lengths = table.chunk_lengths.astype("<u4")
+        lengths[table.block_codecs[table.chunk_blocks] == DIFFERENCE] |= _DIFFERENCE
         content = b"".join(
             [
                 _PACK.pack(
-                    bytes.fromhex(run), number, table.size, bytes.fromhex(table.hash), table.chunk_count
+                    bytes.fromhex(run),
+                    number,
+                    table.size,
+                    bytes.fromhex(table.hash),
+                    bytes.fromhex(key_file),
+                    table.chunk_count,
+                    len(bases),
                 ),
                 table.ids.tobytes(),
-                table.chunk_lengths.astype("<u4", copy=False).tobytes(),
+                lengths.tobytes(),
+                *bases,
             ]
         )
         self._file.append(content)
         self._take([content])
 
+    def take_over(self, other: Known, key_files: Mapping[str, str]) -> None:
+        """Remembers, durably, what `other` does of the runs in `key_files`, whose key files are now these: they were
+        given to the recipients of this one. Raises StorageError."""
+        known = {pack.name for pack in self._packs}
+        for record in other._file.read():
+            pack = _pack(record)
+            digest = key_files.get(pack.name.partition("-")[0])
+            if digest is not None and pack.name not in known:
+                head = list(_PACK.unpack_from(record))
+                head[4] = bytes.fromhex(digest)
+                content = _PACK.pack(*head) + record[_PACK.size :]
+                self._file.append(content)
+                self._take([content])
+
     def forget_packs(self, names: Collection[str]) -> None:
-        """Forgets, durably, packs that are gone or condemned, and their chunks where no other pack has them.
+        """Forgets, durably, packs that are gone or condemned, those with differences from chunks in them, and their
+        chunks where no other pack has them.
 
         Raises StorageError.
         """
-        gone = set(names)
-        if gone.isdisjoint(pack.name for pack in self._packs):
+        left = {pack.name: pack.bases for pack in self._packs}
+        gone = set(names) & left.keys()
+        while more := [
+            name
+            for name, bases in left.items()
+            if name not in gone and any(base not in left or base in gone for base in bases)
+        ]:
+            gone.update(more)
+        if not gone:
             return
         self._file.rewrite(lambda records: (record for record in records if _pack(record).name not in gone))
         self._load()
 
     def _chunk(self, row: int) -> KnownChunk:
         pack = self._packs[int(self._chunk_packs.rows[row])]
-        return KnownChunk(pack.name, int(self._lengths.rows[row]))
+        length = int(self._lengths.rows[row])
+        return KnownChunk(pack.name, length & ~_DIFFERENCE, length >= _DIFFERENCE)
 
     def _load(self) -> None:
         self._ids = IdTable(ID_LENGTH)
@@ -159,5 +214,10 @@ class Known:
 
 def _pack(record: bytes) -> _Pack:
     """What a record says of its pack. Records are ours: they bear our key's digest."""
-    run, number, size, digest, count = _PACK.unpack_from(record)
-    return _Pack(object_name(run.hex(), number), size, digest.hex(), count)
+    run, number, size, digest, key_file, count, base_count = _PACK.unpack_from(record)
+    end = _PACK.size + count * (ID_LENGTH + 4)
+    bases = tuple(
+        object_name(base.hex(), place)
+        for base, place in _BASE_PACK.iter_unpack(record[end : end + base_count * _BASE_PACK.size])
+    )
+    return _Pack(object_name(run.hex(), number), size, digest.hex(), key_file.hex(), count, bases)

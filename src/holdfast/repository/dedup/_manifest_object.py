@@ -22,6 +22,7 @@ from holdfast.errors import CorruptBackup, HostileBackup, NoSpace
 from holdfast.model import BackupMetadata, SourceRecord
 from holdfast.repository import _manifest as manifest
 from holdfast.repository._manifest import End, Header, Lines, PackRef, Rows, SourceKey
+from holdfast.repository.dedup._names import is_run
 from holdfast.storage.base import Upload
 from holdfast.streams import RandomAccess
 
@@ -193,9 +194,9 @@ class ManifestReader:
 def _origin(line: bytes, name: str) -> tuple[str, str]:
     data = json.loads(line)
     repository, run = data.get("repository"), data.get("run")
-    if not isinstance(repository, str) or not isinstance(run, str):
+    if not is_run(repository) or not is_run(run):
         raise CorruptBackup(f"{name}: the manifest does not say which repository it belongs to")
-    return repository, run
+    return str(repository), str(run)
 
 
 def _unpack(plain: RandomAccess, metadata: BackupMetadata | None, name: str) -> tuple[IO[bytes], str, int]:

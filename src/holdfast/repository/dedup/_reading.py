@@ -14,6 +14,7 @@ from holdfast.errors import (
     CredentialError,
 )
 from holdfast.model import BackupMetadata
+from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import Catalog
 from holdfast.repository._seal import Seal
@@ -22,7 +23,7 @@ from holdfast.repository.dedup._chunk_reader import ChunkReader, missing_pack
 from holdfast.repository.dedup._key_file import RunKeys, read_run_keys
 from holdfast.repository.dedup._manifest_object import ManifestReader
 from holdfast.repository.dedup._stored import StoredManifest
-from holdfast.repository.dedup._verify import verify_manifest, verify_packs
+from holdfast.repository.dedup._verify import verify_keys, verify_manifest, verify_packs
 from holdfast.repository.dedup._writer import (
     open_repository,
     opened,
@@ -92,12 +93,22 @@ class Reading(Catalog):
                     f"{name} does not have the checksum {metadata.checksum[:12]}… of its metadata"
                 )
             if not deep and not self.can_read():
+                self._verify_from_list(metadata)
                 return
             with self.open(metadata) as stored:
                 verify_packs(self._storage, stored.manifest.packs, metadata.backup_id, deep=deep)
+                verify_keys(self._storage, stored.manifest.packs, metadata.backup_id)
                 if deep:
                     verify_manifest(self._storage, stored, self._keys_of, progress)
             del stack
+
+    def _verify_from_list(self, metadata: BackupMetadata) -> None:
+        """What can be told without reading the manifest: where its list is kept here, that names the packs too."""
+        found = lists.open_list(self._state, metadata)
+        if found is not None:
+            with found:
+                verify_packs(self._storage, found.packs, metadata.backup_id, deep=False)
+                verify_keys(self._storage, found.packs, metadata.backup_id)
 
     def is_present(self, metadata: BackupMetadata) -> bool:
         return self._storage.exists(names.manifest_name(metadata.backup_id))

@@ -77,6 +77,7 @@ class DedupRun:
 
     def keep(self, known: Row) -> None:
         assert self._rows is not None
+        key = self._in_order(known.entry)
         self.lines.write(known.line)
         for line in self._rows.parts():
             self.lines.write(line)
@@ -84,12 +85,10 @@ class DedupRun:
                 self.store.use(chunk.pack)
         self._count(known.entry)
         self._rows.advance()
+        self._key = key
 
     def add(self, entry: Entry, content: Stored | None, known: Row | None) -> Entry:
-        key = order_key(entry.path)
-        if key <= self._key:
-            # No reader would take such a manifest: better no backup than one that cannot be restored.
-            raise RepositoryError(f"{entry.path} came out of order, after {self._key!r}")
+        key = self._in_order(entry)
         if content is None:
             self.lines.write(manifest.entry_line(entry))
         else:
@@ -143,6 +142,14 @@ class DedupRun:
             self.lines.write(manifest.entry_line(entry, None, lines))
             self.lines.writelines(chunks.drain())
         return entry
+
+    def _in_order(self, entry: Entry) -> str:
+        """The entry's place. No reader takes a manifest in another order: better no backup than one that cannot be
+        restored."""
+        key = order_key(entry.path)
+        if key <= self._key:
+            raise RepositoryError(f"{entry.path} came out of order, after {self._key!r}")
+        return key
 
     def _count(self, entry: Entry) -> None:
         self._entries += 1

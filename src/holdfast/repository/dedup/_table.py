@@ -197,6 +197,11 @@ def pack_base(name: bytes, pack: str) -> bytes:
     return name + bytes.fromhex(run) + struct.pack("<I", number)
 
 
+def base_packs(table: PackTable) -> list[bytes]:
+    """The packs that a pack's differences have their bases in, each once: run and number, as in its rows."""
+    return sorted({row[ID_LENGTH:].tobytes() for row in table.bases})
+
+
 def _unpack_pack(data: bytes) -> str:
     if data == _NO_PACK:
         return ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
-from holdfast.crypto import KeyRing, X25519Recipient, is_age_file
+from holdfast.crypto import KeyRing, X25519Identity, X25519Recipient, is_age_file
 from holdfast.durable import make_private
 from holdfast.errors import (
     CorruptBackup,
@@ -21,7 +22,7 @@ from holdfast.repository import _names as names
 from holdfast.repository._catalog import DAMAGED, RUNNING
 from holdfast.repository.dedup._garbage import Garbage
 from holdfast.repository.dedup._ids import KEY_LENGTH
-from holdfast.repository.dedup._key_file import rewrap_run_keys
+from holdfast.repository.dedup._key_file import key_file_digest, rewrap_run_keys
 from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._manifest_object import ManifestReader
 from holdfast.repository.dedup._names import pack_path
@@ -30,6 +31,7 @@ from holdfast.repository.dedup._reading import Reading
 from holdfast.repository.dedup._rewrap import is_opened_by, recipients_of, rewrap_identity, rewrap_object
 from holdfast.repository.dedup._writer import (
     WriterState,
+    audience,
     open_repository,
     opened,
     passphrases,
@@ -59,13 +61,39 @@ class Upkeep(Reading):
                 closing(ManifestReader(file, metadata, old, name=name)) as lines,
             ):
                 runs = {lines.run, *(pack.name.partition("-")[0] for pack in lines.packs if pack.hash)}
-            for run in sorted(runs):
-                if not is_opened_by(self._storage, f"keys/{run}.age", new.identities):
-                    rewrap_run_keys(self._storage, run, old.identities, recipients)
+            given = [run for run in sorted(runs) if self._give(run, old, new, recipients)]
+            self._hand_over(old, recipients, given)
             checksum, changed = rewrap_object(self._storage, name, old.identities, recipients), True
         if checksum != metadata.checksum:
             self.save_metadata(replace(metadata, checksum=checksum))
         return changed
+
+    def _give(self, run: str, old: KeyRing, new: KeyRing, recipients: Sequence[X25519Recipient]) -> bool:
+        """Gives the keys of a run to other recipients. False when they have them already, or all the world has."""
+        path = f"keys/{run}.age"
+        if not self._storage.exists(path):
+            return False
+        # With recipients alone it cannot be tried whether they open it: then that the old ones do not tells as much.
+        if new.can_decrypt:
+            given = is_opened_by(self._storage, path, new.identities)
+        else:
+            given = not is_opened_by(self._storage, path, old.identities)
+        if given:
+            return False
+        return rewrap_run_keys(self._storage, run, old.identities, recipients)
+
+    def _hand_over(self, old: KeyRing, recipients: Sequence[X25519Recipient], runs: Sequence[str]) -> None:
+        """What this host has stored in these runs is found again by those that it makes for the new recipients."""
+        repository = open_repository(self._storage, create=False)
+        pinned = WriterState.load(self._directory / _PINNED, repository)
+        if pinned is None or not runs:
+            return
+        before = {recipient for recipient in old.recipients if isinstance(recipient, X25519Recipient)}
+        before |= {identity.recipient for identity in old.identities if isinstance(identity, X25519Identity)}
+        self._memory(repository, pinned.id_key, recipients).take_over(
+            self._memory(repository, pinned.id_key, sorted(before, key=str)),
+            {run: key_file_digest(self._storage, run, encrypted=True) for run in runs},
+        )
 
     def clean(self) -> list[str]:
         """Takes back what runs that were killed have left, but for finished packs: the next run finds those."""
@@ -75,6 +103,9 @@ class Upkeep(Reading):
                 continue
             try:
                 with self._storage.lock(f"run-{metadata.backup_id}"):
+                    # Since it was listed, it may have ended well.
+                    if not self._is_running(metadata):
+                        continue
                     self._storage.delete(names.manifest_name(metadata.backup_id))
                     error = StorageError("the run was cut off: killed, or the machine went down")
                     self.record_failure(metadata, error)
@@ -82,6 +113,10 @@ class Upkeep(Reading):
             except LockHeld:
                 continue  # it is at work
         return cleaned
+
+    def _is_running(self, metadata: BackupMetadata) -> bool:
+        name = names.metadata_name(metadata.backup_id)
+        return self._storage.exists(name) and self._load(name).status == RUNNING
 
     def rebuild_list(self, metadata: BackupMetadata) -> bool:
         """Makes the list of a backup in the local state again. False when it is there already."""
@@ -137,21 +172,23 @@ class Upkeep(Reading):
         """Learns again which chunks this host has stored, from the packs of the backups that it has signed, so that
         they are not stored once more. Needs the identity. Returns how many packs were learnt."""
         repository = open_repository(self._storage, create=False)
-        pinned, _ = self._pinned(repository, self._seal.keys() if self._seal.encrypt else None)
-        known = Known(self._directory, repository=repository, writer=self._writer(), id_key=pinned.id_key)
+        pinned, recipients = self._pinned(repository, self._seal.keys() if self._seal.encrypt else None)
+        known = self._memory(repository, pinned.id_key, recipients)
         learnt = 0
         for metadata in self.backups():
             if not metadata.is_good or metadata.format != "dedup" or not self._is_own(metadata):
                 continue
             with ExitStack() as stack:
                 for pack in self._manifest(stack, metadata).packs:
-                    keys = self._keys_of(pack.name.partition("-")[0]) if pack.hash else None
+                    run = pack.name.partition("-")[0]
+                    key_file = key_file_digest(self._storage, run, encrypted=self._seal.encrypt)
+                    keys = self._keys_of(run) if pack.hash and key_file else None
                     if keys is None or keys.id_key != pinned.id_key or pack.name in known.packs():
                         continue
                     with self._open_object(pack_path(pack.name)) as file:
                         table = PackReader(file, pack.name, keys).table
                     if table.hash == pack.hash and keys.writer == self._writer():
-                        known.add(keys, table)
+                        known.add(keys, table, key_file)
                         learnt += 1
         return learnt
 
@@ -175,6 +212,7 @@ class Upkeep(Reading):
         needed: set[str] = set()
         runs: set[str] = set()
         at_work = []
+        key_files = list(self._storage.names("keys/"))  # before runs: see `Garbage.free`
         for metadata in self.backups():
             if metadata.format != "dedup":
                 continue
@@ -185,7 +223,7 @@ class Upkeep(Reading):
                     manifest = self._manifest(stack, metadata)
                     needed |= {pack.name for pack in manifest.packs if pack.hash}
                     runs.add(manifest.run)
-        return Garbage(self._storage, self._clock()).free(needed, runs, at_work)
+        return Garbage(self._storage, self._clock()).free(needed, runs, at_work, key_files)
 
     @property
     def _directory(self) -> Path:
@@ -198,13 +236,23 @@ class Upkeep(Reading):
     ) -> tuple[WriterState, tuple[X25519Recipient, ...] | None]:
         path = self._directory / _PINNED
         pinned = WriterState.load(path, repository)
-        before = None if pinned is None else pinned.recipient
+        before = None if pinned is None else replace(pinned)
         if pinned is None:
             pinned = WriterState(repository, self._shared_id_key() or secrets.token_bytes(KEY_LENGTH))
         recipients = recipients_for(self._storage, keys, pinned) if keys is not None else None
-        if before != pinned.recipient or before is None:
+        if pinned != before:
             pinned.save(path)
         return pinned, recipients
+
+    def _memory(self, repository: str, id_key: bytes, recipients: Sequence[X25519Recipient] | None) -> Known:
+        """What this host remembers to have stored for these recipients."""
+        return Known(
+            self._directory,
+            repository=repository,
+            writer=self._writer(),
+            id_key=id_key,
+            audience=audience(recipients),
+        )
 
     def _shared_id_key(self) -> bytes | None:
         """That of the newest backup that is believed here and can be read: then what it has stored is found again."""

@@ -46,6 +46,14 @@ def verify_packs(storage: Storage, packs: Sequence[PackRef], name: str, *, deep:
                 raise CorruptBackup(f"pack {pack.name}, which {name} needs, is damaged")
 
 
+def verify_keys(storage: Storage, packs: Sequence[PackRef], name: str) -> None:
+    """Raises CorruptBackup when the key file of a run is missing that has written one of these packs."""
+    there = {path.removeprefix("keys/").partition(".")[0] for path in storage.names("keys/")}
+    needed = {pack.name.partition("-")[0] for pack in packs if pack.hash}
+    if missing := needed - there:
+        raise CorruptBackup(f"run {min(missing)} has no key file, which {name} needs")
+
+
 def indexes_of(storage: Storage, run: str) -> list[str]:
     """The names in the storage of a run's index objects."""
     found: list[str] = []

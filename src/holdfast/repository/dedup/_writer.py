@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from holdfast.crypto import (
 from holdfast.durable import make_private, replace_file
 from holdfast.errors import CorruptBackup, KeyMissing, RepositoryError, StorageError
 from holdfast.repository.dedup._ids import KEY_LENGTH
-from holdfast.repository.dedup._key_file import IDENTITY, read_identity, write_identity
+from holdfast.repository.dedup._key_file import IDENTITY, identity_digest, read_identity, write_identity
 from holdfast.repository.dedup._names import is_run
 from holdfast.storage.base import Storage
 
@@ -92,6 +94,10 @@ class WriterState:
     id_key: bytes = field(repr=False)
     recipient: str = ""
     """Behind a passphrase: that of the repository's identity."""
+    identity: str = ""
+    """The SHA-256 of the file with that identity, when it was known to be good."""
+    check: str = field(default="", repr=False)
+    """What tells that the passphrase is still the one that opens it: salt and digest, hexadecimal."""
 
     @classmethod
     def load(cls, path: Path, repository: str) -> WriterState | None:
@@ -99,7 +105,11 @@ class WriterState:
         try:
             data = json.loads(path.read_bytes())
             found = cls(
-                _text(data["repository"]), base64.b64decode(_text(data["id_key"])), _text(data["recipient"])
+                _text(data["repository"]),
+                base64.b64decode(_text(data["id_key"])),
+                _text(data["recipient"]),
+                _text(data.get("identity", "")),
+                _text(data.get("check", "")),
             )
         except FileNotFoundError:
             return None
@@ -119,24 +129,60 @@ class WriterState:
             "repository": self.repository,
             "id_key": base64.b64encode(self.id_key).decode("ascii"),
             "recipient": self.recipient,
+            "identity": self.identity,
+            "check": self.check,
         }
         replace_file(path, json.dumps(data).encode())
 
 
 def recipients_for(storage: Storage, keys: KeyRing, pinned: WriterState) -> tuple[X25519Recipient, ...]:
     """Whom a run encrypts to. Behind a passphrase that is an identity of the repository's own, made on first use:
-    deriving a key from the passphrase is only paid for then. `pinned.recipient` is filled in."""
+    its key is only derived then, and when the passphrase or the file is another one. `pinned` is filled in.
+
+    Raises KeyMissing for no recipients; KeyWrong for a passphrase that does not open the identity, CorruptBackup when
+    it is lost or another one: what is encrypted to it could not be read.
+    """
     found: list[X25519Recipient] = []
     for recipient in keys.recipients:
         if isinstance(recipient, X25519Recipient):
             found.append(recipient)
         elif isinstance(recipient, PassphraseRecipient):
-            if not pinned.recipient:
-                pinned.recipient = str(_identity(storage, keys, recipient).recipient)
+            _pin(storage, keys, recipient, pinned)
             found.append(X25519Recipient.parse(pinned.recipient))
     if not found:
         raise KeyMissing("there is no recipient to encrypt to")
     return tuple(found)
+
+
+def audience(recipients: Sequence[X25519Recipient] | None) -> str:
+    """Who can open what is encrypted to these; empty where nothing is encrypted."""
+    return " ".join(sorted({str(recipient) for recipient in recipients or ()}))
+
+
+def _pin(storage: Storage, keys: KeyRing, passphrase: PassphraseRecipient, pinned: WriterState) -> None:
+    there = identity_digest(storage)
+    salt, _, digest = pinned.check.partition(":")
+    if pinned.recipient and there and there == pinned.identity and _hashed(passphrase, salt) == digest:
+        return
+    if pinned.recipient and not there:
+        raise CorruptBackup(
+            f"{IDENTITY} is missing: no passphrase could open the backup",
+            hint="Put the file back from a copy of the repository.",
+        )
+    recipient = str(_identity(storage, keys, passphrase).recipient)
+    if pinned.recipient and recipient != pinned.recipient:
+        raise CorruptBackup(
+            f"{IDENTITY} holds another identity than the one that this host encrypts to",
+            hint="Put the file back from a copy of the repository, and find out who replaced it.",
+        )
+    salt = secrets.token_hex(16)
+    pinned.recipient, pinned.identity = recipient, identity_digest(storage)
+    pinned.check = f"{salt}:{_hashed(passphrase, salt)}"
+
+
+def _hashed(passphrase: PassphraseRecipient, salt: str) -> str:
+    """Some 50 ms: enough that trying passphrases is no quicker here than it would be worth, and little for a run."""
+    return hashlib.scrypt(passphrase.encode(), salt=salt.encode(), n=1 << 14, r=8, p=1, dklen=16).hex()
 
 
 def _identity(storage: Storage, keys: KeyRing, passphrase: PassphraseRecipient) -> X25519Identity:

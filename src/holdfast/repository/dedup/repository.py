@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
@@ -11,9 +11,11 @@ from holdfast.crypto import X25519Recipient
 from holdfast.durable import explained, temp_directory
 from holdfast.errors import (
     CorruptBackup,
+    CredentialError,
     LockHeld,
     RepositoryError,
     SizeLimitExceeded,
+    StorageError,
 )
 from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation
 from holdfast.repository import _lists as lists
@@ -27,7 +29,7 @@ from holdfast.repository.dedup._chunk_reader import ChunkReader
 from holdfast.repository.dedup._chunk_store import ChunkStore
 from holdfast.repository.dedup._garbage import CONDEMNED
 from holdfast.repository.dedup._index_object import IndexWriter
-from holdfast.repository.dedup._key_file import RunKeys, write_run_keys
+from holdfast.repository.dedup._key_file import RunKeys, key_file_digest, write_run_keys
 from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._manifest_object import ManifestWriter
 from holdfast.repository.dedup._names import pack_path
@@ -59,15 +61,14 @@ class DedupRepository(Upkeep):
             if plan.parent is not None:
                 self._check_present(plan.parent)
             # From here on `gc` sees that a run is at work, and deletes no pack that it condemns later.
-            started = self.reserve(self._running(plan), self._clock())
-            stack.enter_context(self._storage.lock(f"run-{started.backup_id}"))
+            started = self._reserve(stack, plan)
             known: Known | None = None
             run: DedupRun | None = None
             try:
-                known = self._known(run_keys)
+                known = self._known(run_keys, recipients)
                 parent = self._parent_list(stack, plan, known)
-                write_run_keys(self._storage, run_keys, recipients)
-                run = self._run(stack, plan, started, run_keys, recipients, known, parent)
+                key_file = write_run_keys(self._storage, run_keys, recipients)
+                run = self._run(stack, plan, started, run_keys, recipients, known, key_file, parent)
                 with explained(f"cannot write to {temp_directory()}"):
                     yield run
                 if run.committed is None:
@@ -85,6 +86,7 @@ class DedupRepository(Upkeep):
         keys: RunKeys,
         recipients: tuple[X25519Recipient, ...] | None,
         known: Known,
+        key_file: str,
         parent: ParentList | None,
     ) -> DedupRun:
         header = Header(
@@ -111,6 +113,7 @@ class DedupRepository(Upkeep):
             known,
             bases,
             finder.find,
+            key_file=key_file,
             packs=parent.packs if parent is not None else [],
             max_bytes=plan.max_bytes,
         )
@@ -121,7 +124,7 @@ class DedupRepository(Upkeep):
             store,
             id_key=keys.id_key,
             parent=parent,
-            publish=partial(self._publish, started, keys, recipients or ()),
+            publish=partial(self._publish, started, keys, recipients or (), known),
         )
         stack.callback(run.abort)
         if plan.parent is not None and parent is None:
@@ -135,13 +138,14 @@ class DedupRepository(Upkeep):
         started: BackupMetadata,
         keys: RunKeys,
         recipients: Sequence[X25519Recipient],
+        known: Known,
         run: DedupRun,
         packs: Sequence[PackRef],
         warnings: int,
         duration_seconds: float,
         coherent: bool | None,
     ) -> BackupMetadata:
-        self._check_there([pack.name for pack in packs if pack.hash], keys.run)
+        self._check_there([pack.name for pack in packs if pack.hash], keys.run, known)
         added = run.store.stored_bytes
         index = IndexWriter(self._storage, keys)
         for table in run.store.tables:
@@ -176,11 +180,13 @@ class DedupRepository(Upkeep):
             self._storage.delete(name)
             raise
         # The backup is made. What goes wrong from here on only makes the next one read more.
+        run.committed = metadata
         try:
             lists.save(self._state, metadata, run.lines.as_list())
             lists.forget_old(self._state, self.backups())
-        except OSError as error:
-            run.warnings.append(f"the list of {metadata.backup_id} could not be kept: {error.strerror}")
+        except (OSError, StorageError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            run.warnings.append(f"the list of {metadata.backup_id} could not be kept: {why}")
         return metadata
 
     def _take_back(
@@ -193,12 +199,17 @@ class DedupRepository(Upkeep):
     ) -> None:
         if run is not None:
             run.abort()
+        alone = True
         if isinstance(error, SizeLimitExceeded) and run is not None and known is not None:
             gone = [table.name for table in run.store.tables]
             known.forget_packs(gone)
-            for pack in gone:
+            # Another run that began before they were forgotten may need them. What it leaves of them, `gc` frees.
+            alone = all(
+                other.status != RUNNING or other.backup_id == started.backup_id for other in self.backups()
+            )
+            for pack in gone if alone else ():
                 self._storage.delete(pack_path(pack))
-        if run is None or not run.store.tables or isinstance(error, SizeLimitExceeded):
+        if run is None or not run.store.tables or (isinstance(error, SizeLimitExceeded) and alone):
             for suffix in ("age", "json"):
                 self._storage.delete(f"keys/{keys.run}.{suffix}")
         for path in indexes_of(self._storage, keys.run):
@@ -227,20 +238,51 @@ class DedupRepository(Upkeep):
             schedule_id=plan.schedule_id,
         )
 
-    def _known(self, keys: RunKeys) -> Known:
-        known = Known(self._directory, repository=keys.repository, writer=keys.writer, id_key=keys.id_key)
-        there = self._packs_there({pack[:2] for pack in known.packs()})
+    def _reserve(self, stack: ExitStack, plan: RunPlan) -> BackupMetadata:
+        """Takes an id, and its lock, for as long as `stack` is open."""
+        while True:
+            started = self.reserve(self._running(plan), self._clock())
+            try:
+                stack.enter_context(self._storage.lock(f"run-{started.backup_id}"))
+            except LockHeld:
+                continue  # `clean` has found the id without a lock, and is calling the run dead.
+            if self._load(names.metadata_name(started.backup_id)).status != RUNNING:
+                self.save_metadata(started)  # It has done so already.
+            return started
+
+    def _known(self, keys: RunKeys, recipients: Sequence[X25519Recipient] | None) -> Known:
+        known = self._memory(keys.repository, keys.id_key, recipients)
+        # Marks first: a pack goes before its mark does.
         condemned = {name.removeprefix(CONDEMNED) for name in self._storage.names(CONDEMNED)}
-        known.forget_packs([pack for pack in known.packs() if pack not in there or pack in condemned])
+        there = self._packs_there({pack[:2] for pack in known.packs()})
+        opened = self._with_keys(known)
+        known.forget_packs(
+            [
+                pack
+                for pack in known.packs()
+                if pack not in there or pack in condemned or pack.partition("-")[0] not in opened
+            ]
+        )
         return known
 
-    def _check_there(self, packs: Sequence[str], run: str) -> None:
-        """What was stored before this run must still be there when it commits."""
+    def _with_keys(self, known: Known) -> set[str]:
+        """The runs whose key files are as they were: not lost, damaged, replaced, or given to others."""
+        return {
+            run
+            for run, digest in known.key_files().items()
+            if key_file_digest(self._storage, run, encrypted=self._seal.encrypt) == digest
+        }
+
+    def _check_there(self, packs: Sequence[str], run: str, known: Known) -> None:
+        """What was stored before this run must still be there, and its keys, when it commits."""
         older = [pack for pack in packs if not pack.startswith(run)]
         missing = set(older) - self._packs_there({pack[:2] for pack in older})
+        if older:
+            opened = self._with_keys(known)
+            missing |= {pack for pack in older if pack.partition("-")[0] not in opened}
         if missing:
             raise RepositoryError(
-                f"{len(missing)} packs that the backup needs were deleted while it was made",
+                f"{len(missing)} packs that the backup needs, or their keys, were deleted while it was made",
                 hint="Make it again: what was deleted is then stored anew.",
             )
 
@@ -259,7 +301,7 @@ class DedupRepository(Upkeep):
     def _reference(self, plan: RunPlan) -> BackupMetadata | None:
         """The backup that a run compares with: the parent, or the last of the whole service."""
         if plan.parent is not None:
-            return plan.parent
+            return plan.parent if plan.parent.format == "dedup" else None
         held = set(self._state.lists())
         return next(
             (
@@ -275,12 +317,14 @@ class DedupRepository(Upkeep):
 
     def _parent_list(self, stack: ExitStack, plan: RunPlan, known: Known) -> ParentList | None:
         reference = self._reference(plan)
-        if reference is None or reference.format != "dedup":
+        if reference is None:
             return None
         found = lists.open_list(self._state, reference)
         if found is None and self._seal.believes(*self.signature_of(reference)) and self.can_read():
-            self.rebuild_list(reference)
-            found = lists.open_list(self._state, reference)
+            # One that is damaged, or that another key opens, keeps no new one from being made.
+            with suppress(CorruptBackup, CredentialError):
+                self.rebuild_list(reference)
+                found = lists.open_list(self._state, reference)
         if found is None:
             return None
         stack.enter_context(found)
@@ -321,12 +365,14 @@ class _Stored:
         """None for one that is not in the backup that the run compares with, or cannot be read."""
         if self._reference is None or not self._repository.can_read():
             return None
-        if self._reader is None:
-            stored = self._stack.enter_context(self._repository.open(self._reference))
-            self._reader = stored.reader
         try:
+            if self._reader is None:
+                stored = self._stack.enter_context(self._repository.open(self._reference))
+                self._reader = stored.reader
             return self._reader.chunk(name)
-        except CorruptBackup:
+        except (CorruptBackup, CredentialError):
+            if self._reader is None:
+                self._reference = None
             return None
 
 

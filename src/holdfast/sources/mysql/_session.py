@@ -230,13 +230,11 @@ def _explain(refusal: Refused, doing: str, address: Address) -> HoldfastError:
             hint="Is the server running, and are host, port or unix_socket of the URL right?",
         )
     if code == NO_SCHEMA:
-        return SourceMissing(
-            f"{start} is not there", hint="Is the name right in DATABASE_URL or holdfast.toml?"
-        )
+        return SourceMissing(f"{start} is not there", hint="Is the name right in its URL?")
     if code in (DENIED_LOGIN, 1698) or code == 2059:
         return DatabaseError(
             f"{start} refuses us: {refusal.text}",
-            hint="Check user and password in DATABASE_URL, and from which hosts that user may connect.",
+            hint="Check user and password in its URL, and from which hosts that user may connect.",
         )
     if code in _DENIED:
         return usual(
