@@ -86,6 +86,10 @@ def test_a_database_that_is_configured_and_missing_is_an_error_and_is_not_create
     [record] = history(state_home)
     assert record["status"] == "failed"
     assert record["message"].startswith("Database backup failed")
+    # It failed before it had anything to store, and is recorded beside the others all the same.
+    written = json.loads(Path(f"backups/full/{record['backup_id']}.metadata.json").read_text())
+    assert (written["status"], written["error_message"]) == ("failed", record["message"])
+    assert backup_manager.list_backups() == []
 
 
 def test_a_component_that_the_parent_has_and_that_is_gone_is_an_error(

@@ -5,12 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 from holdfast.clock import timestamp
-from holdfast.errors import HoldfastError, ParentMissing, SourceChanged, SourceMissing
+from holdfast.errors import (
+    HoldfastError,
+    ParentMissing,
+    SourceChanged,
+    SourceError,
+    SourceMissing,
+    StorageError,
+)
 from holdfast.events import (
     Emit,
     Event,
@@ -113,18 +120,25 @@ def _take(installation: Installation, tally: _Tally, order: _Order, *, settle: b
     wanted = parse_components(list(order.components)) if order.components is not None else None
     selected = wanted or _selected_by_default(installation, parent)
     required = set(wanted or (parent.components if parent else ()))
-    scans = _begin_scans(installation, selected, required, tally)
-    present = tuple(name for name in selected if any(scan.source.component == name for scan in scans))
-    _compare_with_last(installation, present, selected, tally)
     plan = RunPlan(
         type=_type_of(wanted, parent),
-        components=present,
+        components=selected,
         parent=parent,
         tags=installation.settings.tags,
         schedule_id=order.schedule_id,
         max_bytes=installation.settings.max_bytes,
     )
-    with repository.begin(plan) as run:
+    try:
+        scans = _begin_scans(installation, selected, required, tally)
+    except SourceError as error:
+        try:
+            tally.backup_id = repository.record_unbegun(plan, error, installation.clock())
+        except StorageError as second:
+            error.add_note(f"The failure could not be recorded beside the backups either: {second}")
+        raise
+    present = tuple(name for name in selected if any(scan.source.component == name for scan in scans))
+    _compare_with_last(installation, present, selected, tally)
+    with repository.begin(replace(plan, components=present)) as run:
         tally.backup_id = run.backup_id
         tally(RunStarted("backup", run.backup_id))
         told = len(run.warnings)

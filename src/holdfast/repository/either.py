@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from typing import Any
 
 from holdfast.crypto import KeyRing
-from holdfast.errors import LockHeld
+from holdfast.errors import HoldfastError, LockHeld
 from holdfast.model import BackupFormat, BackupMetadata, Signature
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import Catalog
@@ -31,6 +32,12 @@ class EitherRepository(Catalog):
 
     def begin(self, plan: RunPlan) -> AbstractContextManager[Run[Any]]:
         return self._named(self.writes).begin(plan)
+
+    def record_unbegun(self, plan: RunPlan, error: HoldfastError, moment: datetime) -> str:
+        """Records that a run failed before it stored anything, and returns the id that it is recorded under."""
+        started = self.reserve(self._named(self.writes).running(plan), moment)
+        self.record_failure(started, error)
+        return started.backup_id
 
     def open(self, metadata: BackupMetadata) -> AbstractContextManager[StoredBackup]:
         return self._of(metadata).open(metadata)

@@ -78,7 +78,7 @@ class ArchiveRepository(Catalog):
             if plan.parent is not None:
                 self._check_present(plan.parent)
                 parent = self._parent_list(stack, plan.parent)
-            started = self.reserve(self._running(plan), self._clock())
+            started = self.reserve(self.running(plan), self._clock())
             run: ArchiveRun | None = None
             try:
                 run = self._run(stack, plan, started, recipients, parent)
@@ -275,7 +275,8 @@ class ArchiveRepository(Catalog):
         name = names.metadata_name(backup_id)
         return self._storage.exists(name) and self._load(name).status != DAMAGED
 
-    def _running(self, plan: RunPlan) -> BackupMetadata:
+    def running(self, plan: RunPlan) -> BackupMetadata:
+        """What is recorded of a run as long as it is at work; without an id."""
         return BackupMetadata(
             backup_id="",
             timestamp="",

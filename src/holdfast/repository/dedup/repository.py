@@ -219,7 +219,8 @@ class DedupRepository(Upkeep):
         else:
             self.record_failure(started, error)
 
-    def _running(self, plan: RunPlan) -> BackupMetadata:
+    def running(self, plan: RunPlan) -> BackupMetadata:
+        """What is recorded of a run as long as it is at work; without an id."""
         return BackupMetadata(
             backup_id="",
             timestamp="",
@@ -241,7 +242,7 @@ class DedupRepository(Upkeep):
     def _reserve(self, stack: ExitStack, plan: RunPlan) -> BackupMetadata:
         """Takes an id, and its lock, for as long as `stack` is open."""
         while True:
-            started = self.reserve(self._running(plan), self._clock())
+            started = self.reserve(self.running(plan), self._clock())
             try:
                 stack.enter_context(self._storage.lock(f"run-{started.backup_id}"))
             except LockHeld:
