@@ -169,6 +169,10 @@ def test_a_swap_that_cannot_be_reverted_is_told_and_reverted_later(service: Serv
         service.restore({"models": "new models"}, kind=Trouble)
     assert "holdfast recover" in told.value.hint
     assert service.data() == OLD | {"models": "new models"}
+    # As long as that lasts, every command names what is unfinished, and not only what the server or the disk says.
+    Trouble.fails = {"revert": OSError(5, "the disk is still gone")}
+    with pytest.raises(RestoreError, match=r"the restore of full_20240101_020000 was cut short.*still gone"):
+        service.recover()
     assert service.recover().message == (
         "The restore of full_20240101_020000 was cut short while it replaced data; "
         "everything is back as it was before."

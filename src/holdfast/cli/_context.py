@@ -13,7 +13,7 @@ import typer
 
 from holdfast.cli._interruption import interruption
 from holdfast.cli._terminal import print_json, say
-from holdfast.errors import HoldfastError, Interrupted, LockHeld
+from holdfast.errors import HoldfastError, Interrupted, JournalRefused, LockHeld, RestoreError
 from holdfast.events import Event, Noted, Warned
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def command(
             except LockHeld:
                 if not looking:
                     raise
+            except RestoreError as error:
+                # A server that is down must not keep a person from looking at what backups there are.
+                if not looking or isinstance(error, JournalRefused):
+                    raise
+                say(f"Warning: {error}")
         try:
             yield installation
         finally:

@@ -240,7 +240,16 @@ def _resolve(journal: Journal, kinds: Kinds) -> Recovery:
     for record in journal.in_phase(Phase.STAGING, Phase.APPLYING):
         messages.append(f"The {_name(record)} was cut short {_CUT_SHORT[record.phase]}.")
         if record.phase is Phase.APPLYING:
-            _revert(_revive(journal, record, kinds))
+            swaps = _revive(journal, record, kinds)
+            try:
+                _revert(swaps)
+            except (HoldfastError, OSError) as error:
+                if isinstance(error, Interrupted):
+                    raise
+                raise RestoreError(
+                    f"the {_name(record)} was cut short, and cannot be taken back now: {error}",
+                    hint=getattr(error, "hint", "") or "Put right what is wrong, then run `holdfast recover`.",
+                ) from error
         journal.release(record)
         # Where nothing was applied, this need not be durable before the deletion begins; on a disk that the
         # staging has filled, it could not be.
