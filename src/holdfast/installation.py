@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from holdfast.clock import Clock, system_clock
 from holdfast.config import BackupConfig, DatabaseSpec, Settings, load_settings
@@ -17,7 +18,6 @@ from holdfast.engines import SwapKinds, database_source, server_target, sqlite_t
 from holdfast.errors import ConfigError, CredentialError, KeyMissing, RestoreError
 from holdfast.model import Component, Signature, SourceRecord
 from holdfast.repository.archive import ArchiveRepository, Seal
-from holdfast.repository.dedup import DedupRepository
 from holdfast.repository.either import EitherRepository
 from holdfast.sources.base import Restorable, Source
 from holdfast.sources.files import FilesSource
@@ -27,6 +27,9 @@ from holdfast.state import LocalState
 from holdfast.storage.local import LocalStorage
 from holdfast.transaction import Kinds
 from holdfast.version import __version__
+
+if TYPE_CHECKING:
+    from holdfast.repository.dedup import DedupRepository
 
 _NO_KEY = (
     "Set ENCRYPTION_KEY to a passphrase, an age identity (AGE-SECRET-KEY-1…) or recipients (age1…); "
@@ -76,16 +79,21 @@ class Installation:
             tool=tool,
             clock=self.clock,
         )
-        dedup = DedupRepository(
-            storage,
-            self.state,
-            seal,
-            writer=lambda: self.signing_key().public,
-            locate=self._file_of,
-            host=host,
-            tool=tool,
-            clock=self.clock,
-        )
+
+        def dedup() -> DedupRepository:
+            from holdfast.repository.dedup import DedupRepository
+
+            return DedupRepository(
+                storage,
+                self.state,
+                seal,
+                writer=lambda: self.signing_key().public,
+                locate=self._file_of,
+                host=host,
+                tool=tool,
+                clock=self.clock,
+            )
+
         return EitherRepository(storage, archive, dedup, writes=self.settings.format)
 
     def _file_of(self, path: str) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from holdfast.crypto import KeyRing
 from holdfast.errors import HoldfastError, LockHeld
@@ -14,21 +15,33 @@ from holdfast.repository import _names as names
 from holdfast.repository._catalog import Catalog
 from holdfast.repository.archive import ArchiveRepository
 from holdfast.repository.base import Run, RunPlan, StoredBackup
-from holdfast.repository.dedup.repository import DedupRepository
 from holdfast.storage.base import Storage, Upload
+
+if TYPE_CHECKING:
+    from holdfast.repository.dedup import DedupRepository
 
 
 class EitherRepository(Catalog):
     """Implements `holdfast.repository.base.Repository`."""
 
     def __init__(
-        self, storage: Storage, archive: ArchiveRepository, dedup: DedupRepository, *, writes: BackupFormat
+        self,
+        storage: Storage,
+        archive: ArchiveRepository,
+        dedup: Callable[[], DedupRepository],
+        *,
+        writes: BackupFormat,
     ) -> None:
-        """`archive` and `dedup` are over the same `storage`. `writes`: the format of new backups."""
+        """`archive` and `dedup` are over the same `storage`. `dedup` is asked for when it is needed: it takes long to
+        load. `writes`: the format of new backups."""
         super().__init__(storage)
         self.archive = archive
-        self.dedup = dedup
         self.writes = writes
+        self._make_dedup = dedup
+
+    @cached_property
+    def dedup(self) -> DedupRepository:
+        return self._make_dedup()
 
     def begin(self, plan: RunPlan) -> AbstractContextManager[Run[Any]]:
         return self._named(self.writes).begin(plan)

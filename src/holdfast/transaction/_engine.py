@@ -248,7 +248,8 @@ def _resolve(journal: Journal, kinds: Kinds) -> Recovery:
                     raise
                 raise RestoreError(
                     f"the {_name(record)} was cut short, and cannot be taken back now: {error}",
-                    hint=getattr(error, "hint", "") or "Put right what is wrong, then run `holdfast recover`.",
+                    hint=getattr(error, "hint", "")
+                    or "Put right what is wrong, then run `holdfast recover`.",
                 ) from error
         journal.release(record)
         # Where nothing was applied, this need not be durable before the deletion begins; on a disk that the
