@@ -324,6 +324,21 @@ def test_a_check_tells_what_a_restore_would_do(postgres: PostgresServer, databas
     ]
 
 
+def test_a_check_tells_of_large_objects_that_a_dump_would_stop_at(
+    postgres: PostgresServer, database: str
+) -> None:
+    def failed(user: str) -> list[str]:
+        findings = source_of(postgres.url(database, user=user)).check()
+        return [item.detail for item in findings if item.state == "FAILED"]
+
+    postgres.role("reader")
+    postgres.run(database, "SELECT lo_from_bytea(4711, 'content')")
+    assert failed("postgres") == []
+    assert failed("reader") == ["role reader may not read all of: 1 large objects"]
+    postgres.run(database, "GRANT SELECT ON LARGE OBJECT 4711 TO reader")
+    assert failed("reader") == []
+
+
 def test_a_standby_is_dumped_like_its_primary() -> None:
     with own_server() as primary:
         primary.create("data")

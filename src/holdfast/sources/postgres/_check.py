@@ -24,6 +24,18 @@ ORDER BY 1
 """
 """A view or foreign table is not read, but pg_dump locks it, and that takes the same right."""
 
+_UNREADABLE_OBJECTS = """
+SELECT count(*) FROM pg_largeobject_metadata m
+WHERE current_setting('lo_compat_privileges') = 'off'
+  AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
+  AND NOT pg_has_role(m.lomowner, 'USAGE')
+  AND NOT EXISTS (
+      SELECT FROM aclexplode(m.lomacl) a
+      WHERE a.privilege_type = 'SELECT'
+        AND CASE a.grantee WHEN 0 THEN true ELSE pg_has_role(a.grantee, 'USAGE') END)
+"""
+"""pg_read_all_data does not reach them: https://www.postgresql.org/docs/current/predefined-roles.html."""
+
 _RIGHTS = """
 SELECT r.rolsuper OR r.rolcreatedb AND pg_has_role(d.datdba, 'USAGE'), r.rolname, pg_database_size(d.oid)::int8
 FROM pg_roles r, pg_database d WHERE r.rolname = current_user AND d.datname = current_database()
@@ -74,6 +86,9 @@ def _programs(subject: str, session: Session) -> Iterator[Finding]:
 
 def _readable(subject: str, session: Session, user: str) -> Finding:
     unreadable = [str(name) for (name,) in session.run(_UNREADABLE)]
+    [(objects,)] = session.run(_UNREADABLE_OBJECTS)
+    if objects:
+        unreadable.append(f"{objects} large objects")
     if not unreadable:
         return Finding(subject, "ok", f"role {user} may read every table")
     names = ", ".join(unreadable[:_NAMED]) + (" …" if len(unreadable) > _NAMED else "")
