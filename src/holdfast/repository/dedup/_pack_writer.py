@@ -179,10 +179,11 @@ class PackWriter:
         self.abort()
 
     def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        # An abort cancels blocks, which then fail, sooner or later: that is not what a caller did wrong.
         if self._closed:
             raise ValueError(f"pack {self.name} is finished, or aborted")
+        if self._failure is not None:
+            raise self._failure
 
     def _release(self, sealing: Future[_Sealed]) -> None:
         """Writes one block, in the writing thread. After an error nothing more is written."""
