@@ -11,11 +11,6 @@ from holdfast.transaction import Kept, discard, kept
 from holdfast.transaction import undo as undo_transaction
 
 
-def undoable(installation: Installation) -> Kept | None:
-    """What could be taken back."""
-    return kept(installation.state.service)
-
-
 def undo(installation: Installation, emit: Emit, *, confirm: Confirm) -> Kept:
     """Puts back what the last restore replaced, and keeps what it replaces: undoing twice is redoing.
 

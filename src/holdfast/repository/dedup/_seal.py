@@ -19,7 +19,6 @@ from holdfast.repository.dedup._key_file import RunKeys
 TAG_LENGTH: Final = 16
 TABLE_POSITION: Final = (1 << 64) - 1
 INDEX_POSITION: Final = (1 << 64) - 2
-POSITION_LIMIT: Final = INDEX_POSITION
 
 BLOCK: Final = b"B"
 TABLE: Final = b"T"
