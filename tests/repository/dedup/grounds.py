@@ -3,51 +3,26 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from conformance.trees import Clock
-from holdfast.crypto import KeyRing, SigningKey, X25519Identity, verify
-from holdfast.model import BackupMetadata, Signature
+from holdfast.model import BackupMetadata
 from holdfast.repository._seal import Seal
 from holdfast.repository.dedup.repository import DedupRepository
-from holdfast.state import LocalState
 from holdfast.storage.local import LocalStorage
+from repository.archive.archives import IDENTITY, SIGNING_KEY, ArchiveGround, believes, sign
 
-IDENTITY = X25519Identity(bytes(range(1, 33)))
-SIGNING_KEY = SigningKey.generate()
-
-
-def sign(statement: bytes) -> Signature:
-    return Signature(SIGNING_KEY.public, SIGNING_KEY.sign(statement))
-
-
-def believes(signature: Signature | None, statement: bytes) -> bool:
-    return signature is not None and verify(SIGNING_KEY.public, signature.value, statement)
+__all__ = ["IDENTITY", "SIGNING_KEY", "DedupGround", "believes", "sign"]
 
 
 @dataclass
-class DedupGround:
-    """Implements `conformance.ground.Ground`."""
+class DedupGround(ArchiveGround):
+    """Implements `conformance.ground.Ground`, with the keys and the directories of `ArchiveGround`."""
 
     is_chained: ClassVar[bool] = False
 
-    top: Path
-    encrypt: bool = False
-    keys: KeyRing = field(default_factory=lambda: KeyRing((IDENTITY.recipient,), (IDENTITY,)))
-    clock: Clock = field(default_factory=Clock)
-
-    @property
-    def directory(self) -> Path:
-        return self.top / "backups"
-
-    @property
-    def state(self) -> LocalState:
-        environ = {"XDG_STATE_HOME": str(self.top / "state")}
-        return LocalState.locate(environ, root=self.top / "service", backup_dir=self.directory)
-
-    def repository(self) -> DedupRepository:
+    def repository(self) -> DedupRepository:  # type: ignore[override]
         return DedupRepository(
             LocalStorage(self.directory),
             self.state,
@@ -90,7 +65,3 @@ class DedupGround:
         lists = {self.state.list_file(backup_id) for backup_id in self.state.lists()}
         kept = {path for path in found if path.parent.name in ("keys", "index") or "packs" in path.parts}
         return sorted(str(path.relative_to(self.top)) for path in found - accounted - lists - kept)
-
-    def forget(self) -> None:
-        for path in (self.state.repository / "lists").iterdir():
-            path.unlink()
