@@ -20,6 +20,7 @@ from holdfast.errors import (
 from holdfast.model import (
     BACKUP_TYPES,
     METADATA_VERSION,
+    BackupFormat,
     BackupMetadata,
     BackupType,
     Signature,
@@ -28,6 +29,7 @@ from holdfast.model import (
     type_of_id,
 )
 from holdfast.repository import _names as names
+from holdfast.repository.base import RunPlan
 from holdfast.storage.base import Storage
 
 RUNNING = "running"
@@ -172,6 +174,27 @@ class Catalog:
         if names.metadata_name(metadata.backup_id) != name:
             raise CorruptBackup(f"{name} is the metadata of {metadata.backup_id}")
         return metadata
+
+
+def running(plan: RunPlan, format_: BackupFormat, *, encrypted: bool, host: str, tool: str) -> BackupMetadata:
+    """What is recorded of a run as long as it is at work; without an id."""
+    return BackupMetadata(
+        backup_id="",
+        timestamp="",
+        version=METADATA_VERSION,
+        type=plan.type,
+        size_bytes=0,
+        checksum="",
+        components=plan.components,
+        status=RUNNING,
+        format=format_,
+        parent=plan.parent.backup_id if plan.parent else None,
+        encrypted=encrypted,
+        host=host,
+        tool=tool,
+        tags=plan.tags,
+        schedule_id=plan.schedule_id,
+    )
 
 
 def statement(backup_id: str, manifest_digest: str) -> bytes:

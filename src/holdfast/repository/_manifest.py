@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 from holdfast.errors import CorruptBackup, HostileBackup, UsageError
 from holdfast.model import (
     ENTRY_KINDS,
+    BackupMetadata,
     BackupType,
     Component,
     Entry,
@@ -69,6 +70,35 @@ class Header:
     """SHA-256 of the parent's manifest: a signature covers the whole chain."""
     tags: tuple[str, ...] = ()
     schedule_id: str | None = None
+
+    @classmethod
+    def of(cls, metadata: BackupMetadata, *, parent_manifest: str | None) -> Header:
+        """The header that goes with a run's metadata."""
+        return cls(
+            id=metadata.backup_id,
+            type=metadata.type,
+            time=metadata.timestamp,
+            host=metadata.host,
+            tool=metadata.tool,
+            components=metadata.components,
+            parent=metadata.parent,
+            parent_manifest=parent_manifest,
+            tags=metadata.tags,
+            schedule_id=metadata.schedule_id,
+        )
+
+    def check(self, metadata: BackupMetadata, end: End, name: str) -> None:
+        """Raises HostileBackup for a manifest of another backup, CorruptBackup where the two contradict each other.
+        `name` is what errors call the file."""
+        if (metadata.backup_id, metadata.type, metadata.parent) != (self.id, self.type, self.parent):
+            raise HostileBackup(
+                f"{name} holds the backup {self.id}, not {metadata.backup_id}",
+                hint="Somebody has renamed or replaced it. Find out who before you restore anything.",
+            )
+        as_written = Header.of(metadata, parent_manifest=self.parent_manifest)
+        sums = (metadata.entries, metadata.source_bytes, metadata.coherent)
+        if self != as_written or sums != (end.entries, end.bytes, end.coherent):
+            raise CorruptBackup(f"{name}: its metadata and its manifest contradict each other")
 
 
 class ChunkRef(NamedTuple):

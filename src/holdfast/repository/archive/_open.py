@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from holdfast.durable import free_bytes, private_file, temp_directory
 from holdfast.errors import CorruptBackup, HostileBackup, NoSpace
 from holdfast.model import BackupMetadata
 from holdfast.repository import _manifest as manifest
+from holdfast.repository._file_at import FileAt
 from holdfast.repository._manifest import Header, Lines, Rows, SourceKey
 from holdfast.repository.archive._gzip_index import BlockIndex
 from holdfast.repository.archive._gzip_reader import GzipReader, stream
@@ -19,7 +19,7 @@ from holdfast.repository.archive._tarstream import TarStream
 from holdfast.streams import RandomAccess
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    pass
 
 _MANIFEST_LIMIT = 1 << 40
 _SOURCES_LIMIT = 1000
@@ -63,7 +63,8 @@ class OpenArchive:
                             f"{name}: the manifest lists more blocks than the archive has room for"
                         )
                 end = line
-            self.entries, self.source_bytes, self.sources, self.coherent = manifest.parse_end(end)
+            self._end = manifest.parse_end(end)
+            self.entries, self.source_bytes, self.sources, self.coherent = self._end
             self.raw_size = blocks.raw_size
             self.manifest_offset = blocks.compressed_end
             """Where the gzip block begins that follows the listed ones: the manifest's."""
@@ -79,7 +80,7 @@ class OpenArchive:
             raise CorruptBackup(f"{self.name}: the manifest has no entries for {key[0]} {key[1]}")
         offset, whole = self._sections[key]
         # Each reader keeps a place of its own: a search may go on inside an iteration.
-        return Rows(Lines(io.BufferedReader(_At(self._manifest.fileno(), offset), 1 << 16))), whole
+        return Rows(Lines(io.BufferedReader(FileAt(self._manifest.fileno(), offset), 1 << 16))), whole
 
     def has(self, key: SourceKey) -> bool:
         return key in self._sections
@@ -99,26 +100,9 @@ class OpenArchive:
             raise CorruptBackup(f"{self.name}: the manifest's sources contradict each other")
         if metadata is None:
             return
-        header = self.header
-        if (metadata.backup_id, metadata.type, metadata.parent) != (header.id, header.type, header.parent):
-            raise HostileBackup(
-                f"{self.name} holds the backup {header.id}, not {metadata.backup_id}",
-                hint="Somebody has renamed or replaced it. Find out who before you restore anything.",
-            )
         if metadata.manifest is not None and metadata.manifest.compressed_offset != self.manifest_offset:
             raise CorruptBackup(f"{self.name}: the manifest does not list all blocks before its own")
-        says = (header.time, header.components, header.host, header.tool, header.tags, header.schedule_id)
-        told = (
-            metadata.timestamp,
-            metadata.components,
-            metadata.host,
-            metadata.tool,
-            metadata.tags,
-            metadata.schedule_id,
-        )
-        sums = (self.entries, self.source_bytes, self.coherent)
-        if says != told or sums != (metadata.entries, metadata.source_bytes, metadata.coherent):
-            raise CorruptBackup(f"{self.name}: its metadata and its manifest contradict each other")
+        self.header.check(metadata, self._end, self.name)
 
 
 def _load(source: RandomAccess, metadata: BackupMetadata | None, name: str) -> tuple[IO[bytes], str, int]:
@@ -154,19 +138,3 @@ def _load(source: RandomAccess, metadata: BackupMetadata | None, name: str) -> t
         file.close()
         raise
     return file, digest.hexdigest(), member.size
-
-
-class _At(io.RawIOBase):
-    """A file from an offset, without moving the place where others read it."""
-
-    def __init__(self, fd: int, offset: int) -> None:
-        self._fd = fd
-        self._offset = offset
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        count = os.preadv(self._fd, [buffer], self._offset)
-        self._offset += count
-        return count

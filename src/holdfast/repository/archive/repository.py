@@ -27,7 +27,7 @@ from holdfast.model import (
 )
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
-from holdfast.repository._catalog import DAMAGED, RUNNING, Catalog, statement
+from holdfast.repository._catalog import DAMAGED, RUNNING, Catalog, running, statement
 from holdfast.repository._lists import ParentList
 from holdfast.repository._manifest import Header
 from holdfast.repository._seal import Seal
@@ -277,22 +277,7 @@ class ArchiveRepository(Catalog):
 
     def running(self, plan: RunPlan) -> BackupMetadata:
         """What is recorded of a run as long as it is at work; without an id."""
-        return BackupMetadata(
-            backup_id="",
-            timestamp="",
-            version=METADATA_VERSION,
-            type=plan.type,
-            size_bytes=0,
-            checksum="",
-            components=plan.components,
-            status=RUNNING,
-            parent=plan.parent.backup_id if plan.parent else None,
-            encrypted=self._seal.encrypt,
-            host=self._host,
-            tool=self._tool,
-            tags=plan.tags,
-            schedule_id=plan.schedule_id,
-        )
+        return running(plan, "archive", encrypted=self._seal.encrypt, host=self._host, tool=self._tool)
 
     def _run(
         self,
@@ -307,18 +292,7 @@ class ArchiveRepository(Catalog):
             parent_manifest = parent.manifest_digest
         elif plan.parent is not None and plan.parent.manifest is not None:
             parent_manifest = plan.parent.manifest.digest
-        header = Header(
-            id=started.backup_id,
-            type=started.type,
-            time=started.timestamp,
-            host=started.host,
-            tool=started.tool,
-            components=started.components,
-            parent=started.parent,
-            parent_manifest=parent_manifest,
-            tags=started.tags,
-            schedule_id=started.schedule_id,
-        )
+        header = Header.of(started, parent_manifest=parent_manifest)
 
         def publish(
             run: ArchiveRun, warnings: int, duration_seconds: float, coherent: bool | None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING
@@ -21,6 +20,7 @@ from holdfast.durable import free_bytes, private_file, temp_directory
 from holdfast.errors import CorruptBackup, HostileBackup, NoSpace
 from holdfast.model import BackupMetadata, SourceRecord
 from holdfast.repository import _manifest as manifest
+from holdfast.repository._file_at import FileAt
 from holdfast.repository._manifest import End, Header, Lines, PackRef, Rows, SourceKey
 from holdfast.repository.dedup._names import is_run
 from holdfast.storage.base import Upload
@@ -140,11 +140,11 @@ class ManifestReader:
             offset = self._sections[key]
         except KeyError:
             raise CorruptBackup(f"{self.name}: {' '.join(key)} has no entries in the manifest") from None
-        return Rows(Lines(io.BufferedReader(_At(self._file.fileno(), offset), _PIECE)))
+        return Rows(Lines(io.BufferedReader(FileAt(self._file.fileno(), offset), _PIECE)))
 
     def as_list(self) -> Iterator[bytes]:
         """The lines in the order of a list in the local state."""
-        lines = Lines(io.BufferedReader(_At(self._file.fileno(), 0), _PIECE))
+        lines = Lines(io.BufferedReader(FileAt(self._file.fileno(), 0), _PIECE))
         yield lines.line
         yield from manifest.packs_lines(self.packs)
         lines.advance()
@@ -169,26 +169,8 @@ class ManifestReader:
         keys = [(record.component, record.name) for record in self.end.sources]
         if sorted(keys) != sorted(self._sections) or {key[0] for key in keys} - set(self.header.components):
             raise CorruptBackup(f"{self.name}: the manifest's sources contradict each other")
-        if metadata is None:
-            return
-        header = self.header
-        if (metadata.backup_id, metadata.type, metadata.parent) != (header.id, header.type, header.parent):
-            raise HostileBackup(
-                f"{self.name} is the manifest of {header.id}, not of {metadata.backup_id}",
-                hint="Somebody has renamed or replaced it. Find out who before you restore anything.",
-            )
-        says = (header.time, header.components, header.host, header.tool, header.tags, header.schedule_id)
-        told = (
-            metadata.timestamp,
-            metadata.components,
-            metadata.host,
-            metadata.tool,
-            metadata.tags,
-            metadata.schedule_id,
-        )
-        sums = (metadata.entries, metadata.source_bytes, metadata.coherent)
-        if says != told or sums != (self.end.entries, self.end.bytes, self.end.coherent):
-            raise CorruptBackup(f"{self.name}: its metadata and its manifest contradict each other")
+        if metadata is not None:
+            self.header.check(metadata, self.end, self.name)
 
 
 def _origin(line: bytes, name: str) -> tuple[str, str]:
@@ -237,22 +219,6 @@ def _contents(file: IO[bytes]) -> Iterator[bytes]:
     file.seek(0)
     while piece := file.read(_PIECE):
         yield piece
-
-
-class _At(io.RawIOBase):
-    """A file from an offset, without moving the place where others read it."""
-
-    def __init__(self, fd: int, offset: int) -> None:
-        self._fd = fd
-        self._offset = offset
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        count = os.preadv(self._fd, [buffer], self._offset)
-        self._offset += count
-        return count
 
 
 class _Stream(io.RawIOBase):

@@ -17,10 +17,10 @@ from holdfast.errors import (
     SizeLimitExceeded,
     StorageError,
 )
-from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation
+from holdfast.model import BackupMetadata, ManifestLocation
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
-from holdfast.repository._catalog import RUNNING, statement
+from holdfast.repository._catalog import RUNNING, running, statement
 from holdfast.repository._lists import ParentList
 from holdfast.repository._manifest import Header, PackRef
 from holdfast.repository.base import RunAbandoned, RunPlan
@@ -89,18 +89,7 @@ class DedupRepository(Upkeep):
         key_file: str,
         parent: ParentList | None,
     ) -> DedupRun:
-        header = Header(
-            id=started.backup_id,
-            type=started.type,
-            time=started.timestamp,
-            host=started.host,
-            tool=started.tool,
-            components=started.components,
-            parent=started.parent,
-            parent_manifest=_digest_of(plan.parent),
-            tags=started.tags,
-            schedule_id=started.schedule_id,
-        )
+        header = Header.of(started, parent_manifest=_digest_of(plan.parent))
         bases = TensorBases(
             self._directory, repository=keys.repository, writer=keys.writer, id_key=keys.id_key
         )
@@ -221,23 +210,7 @@ class DedupRepository(Upkeep):
 
     def running(self, plan: RunPlan) -> BackupMetadata:
         """What is recorded of a run as long as it is at work; without an id."""
-        return BackupMetadata(
-            backup_id="",
-            timestamp="",
-            version=METADATA_VERSION,
-            type=plan.type,
-            size_bytes=0,
-            checksum="",
-            components=plan.components,
-            status=RUNNING,
-            format="dedup",
-            parent=plan.parent.backup_id if plan.parent else None,
-            encrypted=self._seal.encrypt,
-            host=self._host,
-            tool=self._tool,
-            tags=plan.tags,
-            schedule_id=plan.schedule_id,
-        )
+        return running(plan, "dedup", encrypted=self._seal.encrypt, host=self._host, tool=self._tool)
 
     def _reserve(self, stack: ExitStack, plan: RunPlan) -> BackupMetadata:
         """Takes an id, and its lock, for as long as `stack` is open."""
