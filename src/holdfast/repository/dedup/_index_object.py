@@ -106,7 +106,7 @@ def read_index(source: RandomAccess, name: str, keys: RunKeys) -> Iterator[PackT
     yield from _tables(packed, what, run)
 
 
-_HINT = "`holdfast repair` makes indexes again from the packs."
+_HINT = "Restoring needs no index: the packs say the same. Put it back from a copy, or delete it."
 
 
 def _tables(packed: bytes, what: str, run: str) -> Iterator[PackTable]:
