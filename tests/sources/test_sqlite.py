@@ -128,7 +128,7 @@ def test_record_says_where_it_was_and_which_moment(tmp_path: Path) -> None:
     _, content = item.open()
     assert content is not None
     assert content.stream is not None
-    content.stream.close()
+    assert sum(map(len, content.stream)) == path.stat().st_size
     assert json.loads(json.dumps(asdict(read.record())))["moment"] == {
         "page_size": 4096,
         "pages": path.stat().st_size // 4096,

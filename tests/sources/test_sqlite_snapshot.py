@@ -179,11 +179,11 @@ def test_damage_is_an_error(tmp_path: Path, wal: bool) -> None:
         with pytest.raises(
             DatabaseError, match=r"^Database backup failed: .*live\.db is damaged: "
         ) as caught:
-            take_snapshot(live, timeout=1)
+            snapshot_to(tmp_path / "copy.db", live)
         assert "recover" in caught.value.hint
     live.write_bytes(sound[: len(sound) // 2])
     with pytest.raises(DatabaseError, match=r"^Database backup failed: .*live\.db is damaged: "):
-        take_snapshot(live, timeout=1)
+        snapshot_to(tmp_path / "copy.db", live)
 
 
 def test_rows_that_break_a_rule_of_their_table_are_no_damage(tmp_path: Path) -> None:

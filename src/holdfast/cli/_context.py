@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,6 +22,8 @@ from holdfast.events import Event, Noted, Warned
 if TYPE_CHECKING:
     from holdfast.installation import Installation
 
+_THREADS = "OPENBLAS_NUM_THREADS"
+
 
 @contextmanager
 def command(
@@ -33,7 +38,11 @@ def command(
         from holdfast.installation import Installation
         from holdfast.jobs.recover import recover
 
+        gc.freeze()
+        gc.enable()
         installation = Installation.load()
+        if installation.settings.format == "dedup" and not looking:
+            _load_numpy()
         _set_up_logging(installation.settings.log_level)
         if recovering:
             try:
@@ -89,6 +98,17 @@ def _tell(event: Event) -> None:
         say(f"Warning: {event.message}")
     if isinstance(event, Noted):
         say(event.message)
+
+
+def _load_numpy() -> None:
+    """Without the threads that it starts for linear algebra. They wait for work busily, and nobody here has any."""
+    configured = os.environ.get(_THREADS)
+    os.environ.setdefault(_THREADS, "1")
+    try:
+        importlib.import_module("numpy")
+    finally:
+        if configured is None:
+            del os.environ[_THREADS]
 
 
 def _set_up_logging(configured: str | None) -> None:

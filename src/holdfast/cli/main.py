@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Annotated
 
 import typer
@@ -68,4 +69,5 @@ app.add_typer(keys.app, name="key")
 
 def main() -> None:
     """The entry point."""
+    gc.disable()  # until all is loaded: what is loaded stays
     app()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -292,9 +292,12 @@ def _add(item: Item, run: Run[Any], known: Any, source: Source, tally: _Tally, p
 
 
 def _told(stream: Pieces, progress: Progress) -> Pieces:
-    for piece in stream:
-        yield piece
-        progress(len(piece))
+    memory: memoryview | None = None
+    with suppress(StopIteration):
+        while True:
+            piece = stream.send(memory)
+            memory = yield piece
+            progress(len(piece))
     progress(0, 1)
 
 

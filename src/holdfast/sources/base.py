@@ -16,8 +16,10 @@ from holdfast.events import Emit
 from holdfast.model import Component, Entry, Finding, SourceRecord
 from holdfast.transaction import Swap
 
-Pieces = Generator["bytes | memoryview", None, None]
-"""Content, in pieces of a few MiB at most. A piece is valid until the next one is asked for."""
+Pieces = Generator["bytes | memoryview", "memoryview | None", None]
+"""Content, in pieces of a few MiB at most. A piece is valid until the next one is asked for.
+
+It may be sent memory for the next piece to be read into; a source that has the piece elsewhere passes it over."""
 
 
 RACY_NS = 2_000_000_000

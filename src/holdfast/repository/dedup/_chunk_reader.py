@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from holdfast.errors import CorruptBackup
 from holdfast.repository._manifest import ChunkRef, PackRef
+from holdfast.repository.dedup._ids import Bytes
 from holdfast.repository.dedup._index import ChunkIndex, ChunkPlace
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._names import pack_path, parse_object_name
@@ -51,13 +52,13 @@ class ChunkReader:
         self._bases = ChunkIndex()
         self._loaded_bases: set[int] = set()
         self._readers: OrderedDict[str, tuple[OpenObject, PackReader]] = OrderedDict()
-        self._blocks: OrderedDict[_Block, Future[bytes]] = OrderedDict()
+        self._blocks: OrderedDict[_Block, Future[Bytes]] = OrderedDict()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="open")
 
     def read(self, chunks: Iterable[ChunkRef]) -> Iterator[memoryview]:
         """The content of each chunk, in order, compared with its id. Raises CorruptBackup."""
         places = self._places(chunks)
-        window: deque[tuple[ChunkRef, ChunkPlace, Future[bytes]]] = deque()
+        window: deque[tuple[ChunkRef, ChunkPlace, Future[Bytes]]] = deque()
         for ref, place in islice(places, _AHEAD):
             window.append((ref, place, self._block(place)))
         while window:
@@ -71,7 +72,7 @@ class ChunkReader:
         """One chunk by its id, in whichever pack it lies. Raises CorruptBackup when none has it."""
         place = self._find(name, "")
         block = self._block(place).result()
-        return block[place.offset : place.offset + place.length]
+        return bytes(block[place.offset : place.offset + place.length])
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -145,7 +146,7 @@ class ChunkReader:
             oldest.close()
         return reader
 
-    def _block(self, place: ChunkPlace, depth: int = 0) -> Future[bytes]:
+    def _block(self, place: ChunkPlace, depth: int = 0) -> Future[Bytes]:
         """The block that a chunk lies in, opened or on its way."""
         key = _Block(place.pack, place.block.position)
         held = self._blocks.get(key)
@@ -164,17 +165,17 @@ class ChunkReader:
             self._blocks.move_to_end(key)
         return held
 
-    def _after(self, base: ChunkPlace, reader: PackReader, row: BlockRow, depth: int) -> Future[bytes]:
+    def _after(self, base: ChunkPlace, reader: PackReader, row: BlockRow, depth: int) -> Future[Bytes]:
         """A difference, opened once its base is. No thread of the pool waits for another."""
-        opened: Future[bytes] = Future()
+        opened: Future[Bytes] = Future()
 
-        def settle(done: Future[bytes]) -> None:
+        def settle(done: Future[Bytes]) -> None:
             if error := done.exception():
                 opened.set_exception(error)
             else:
                 opened.set_result(done.result())
 
-        def start(done: Future[bytes]) -> None:
+        def start(done: Future[Bytes]) -> None:
             try:
                 whole = done.result()[base.offset : base.offset + base.length]
                 self._pool.submit(_open, reader, row, whole).add_done_callback(settle)
@@ -198,7 +199,7 @@ def missing_pack(pack: str, backup: str) -> CorruptBackup:
     )
 
 
-def _open(reader: PackReader, row: BlockRow, base: bytes | None) -> bytes:
+def _open(reader: PackReader, row: BlockRow, base: Bytes | None) -> Bytes:
     """In a thread: a block's raw bytes, each of its chunks compared with its id."""
     raw = reader.block(row.position, lambda _: base or b"")
     reader.compare(row.position, raw)

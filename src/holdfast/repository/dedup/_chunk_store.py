@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
 
 from holdfast.errors import SizeLimitExceeded, StorageError
 from holdfast.repository._manifest import ChunkRef, PackRef
-from holdfast.repository.dedup._chunk import Chunk
+from holdfast.repository.dedup._chunk import MAX_CHUNK, Chunk
 from holdfast.repository.dedup._ids import chunk_id
+from holdfast.repository.dedup._index_object import IndexWriter
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._pack_writer import BlockBuilder, PackWriter
@@ -19,6 +21,13 @@ from holdfast.repository.dedup._pack_writer import Chunk as StoredChunk
 from holdfast.repository.dedup._table import DIFFERENCE, PackTable
 from holdfast.repository.dedup._tensor_bases import TensorBases, tensor_identity
 from holdfast.storage.base import Storage
+
+_INLINE = 128 << 10
+"""Bytes of a file that are named at once: to hand them over would take longer."""
+_AHEAD = 8
+"""Groups of chunks that are named before they are asked for: enough for the threads that seal not to wait."""
+_FEW = 8
+"""Chunks that are looked up one by one in less time than together."""
 
 ReadBase = Callable[[bytes], "bytes | None"]
 """The content of a chunk that is stored, by its id; None where this host has no way to it."""
@@ -55,16 +64,15 @@ class ChunkStore:
         bases: TensorBases,
         read_base: ReadBase,
         *,
+        index: IndexWriter,
         key_file: str,
         packs: list[PackRef],
         max_bytes: int | None,
     ) -> None:
-        """`key_file`: the SHA-256 of the run's. `packs`: those of the backup that this run compares with, whose
-        numbers stay. `known` must hold nothing that is not there any more."""
-        self.stored_bytes = 0
-        """Bytes that packs have taken, of which the last may still grow."""
-        self.tables: list[PackTable] = []
-        """Of the packs that this run has finished."""
+        """`index` takes the tables of packs. `key_file`: the SHA-256 of the run's. `packs`: those of the backup that
+        this run compares with, whose numbers stay. `known` must hold nothing that is not there any more."""
+        self.finished: list[str] = []
+        """The packs that this run has made durable."""
         self._storage = storage
         self._keys = keys
         self._key_file = key_file
@@ -75,27 +83,48 @@ class ChunkStore:
         self._packs = list(packs)
         self._numbers = {pack.name: number for number, pack in enumerate(packs)}
         self._used: set[int] = set()
+        self._pack_bytes = 0
         self._new: dict[bytes, int] = {}
         """Chunks of this run's packs, and the number of the pack; of those packs that `known` has not yet."""
         self._builders: dict[int, BlockBuilder] = {}
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="seal")
         self._pack: _Pack | None = None
         self._count = 0
+        self._index = index
         self._finishing: tuple[_Pack, Future[PackTable]] | None = None
 
-    def put(self, chunk: Chunk) -> ChunkRef:
-        """Stores a chunk, if it is not there yet. Its memory must stay as it is until `finish`.
+    def put(self, groups: Iterable[list[Chunk]]) -> Iterator[ChunkRef]:
+        """Stores those that are not there yet, and tells where each is, in order.
 
         Raises StorageError, RepositoryError, SizeLimitExceeded.
         """
-        name = chunk_id(self._keys.id_key, chunk.data)
-        length = len(chunk.data)
-        number = self._new.get(name)
-        if number is None:
-            found = self._known.get(name)
-            number = self._number(found.pack) if found is not None else self._store(name, chunk)
-        self._used.add(number)
-        return ChunkRef(length, name.hex(), number)
+        naming: deque[tuple[list[Chunk], Future[list[bytes]]]] = deque()
+        for group in groups:
+            if not naming and sum(len(chunk.data) for chunk in group) <= _INLINE:
+                yield from self._place(group, self._names(group))
+                continue
+            naming.append((group, self._pool.submit(self._names, group)))
+            if len(naming) > _AHEAD:
+                first, names = naming.popleft()
+                yield from self._place(first, names.result())
+        while naming:
+            first, names = naming.popleft()
+            yield from self._place(first, names.result())
+
+    def _names(self, chunks: Sequence[Chunk]) -> list[bytes]:
+        return [chunk_id(self._keys.id_key, chunk.data) for chunk in chunks]
+
+    def _place(self, chunks: Sequence[Chunk], names: Sequence[bytes]) -> Iterator[ChunkRef]:
+        finished = len(self.finished)
+        found = self._known.find_many(names) if len(names) > _FEW else [*map(self._known.get, names)]
+        for chunk, name, known in zip(chunks, names, found, strict=True):
+            number = self._new.get(name)
+            if number is None:
+                if known is None and len(self.finished) != finished:
+                    known = self._known.get(name)  # Its pack was finished since they were looked up.
+                number = self._number(known.pack) if known is not None else self._store(name, chunk)
+            self._used.add(number)
+            yield ChunkRef(len(chunk.data), name.hex(), number)
 
     def use(self, pack: int) -> None:
         """A chunk is kept as the other backup has it: its pack, by its number, is needed on."""
@@ -105,6 +134,7 @@ class ChunkStore:
         """Makes everything durable. Returns the packs that are needed, in the order of their numbers."""
         self._flush()
         self._settle()
+        self._index.flush()
         self.check_size(0)
         self._bases.save()
         self._pool.shutdown()
@@ -116,6 +146,11 @@ class ChunkStore:
             else PackRef(pack.name, 0, "")
             for number, pack in enumerate(self._packs)
         ]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of finished packs, and of index objects."""
+        return self._pack_bytes + self._index.size
 
     def check_size(self, more: int) -> None:
         """Raises SizeLimitExceeded when the run would add more than it may, with so many bytes more."""
@@ -143,6 +178,8 @@ class ChunkStore:
     def _store(self, name: bytes, chunk: Chunk) -> int:
         pack = self._current()
         data = chunk.data
+        if len(data) < MAX_CHUNK:
+            data = bytes(data)  # A part would keep all that was read with it, until its block is full.
         self._new[name] = pack.number
         identity = b""
         if chunk.tensor:
@@ -186,6 +223,8 @@ class ChunkStore:
         return _Base(base, found.pack, data)
 
     def _current(self) -> _Pack:
+        if self._finishing is not None and self._finishing[1].done():
+            self._settle()
         if self._pack is not None and self._pack.writer.is_full:
             self._flush()
         if self._pack is None:
@@ -212,10 +251,11 @@ class ChunkStore:
             return
         (pack, finishing), self._finishing = self._finishing, None
         table = finishing.result()
-        self.stored_bytes += table.size
+        self._pack_bytes += table.size
         # First: a run that is cut off here must not take away the key of a pack that is remembered.
-        self.tables.append(table)
+        self.finished.append(table.name)
         self._known.add(self._keys, table, self._key_file)
+        self._index.add(table)
         for row in table.ids:
             self._new.pop(row.tobytes(), None)
         for block, identity, name in pack.tensors:

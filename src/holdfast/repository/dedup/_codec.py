@@ -68,7 +68,7 @@ def encode(raw: memoryview, item_size: int, base: memoryview | None = None) -> t
     return (codec, encoded) if len(encoded) <= WORTH * len(raw) else (STORED, bytes(raw))
 
 
-def decode(codec: int, encoded: Buffer, raw_size: int, base: Buffer | None = None) -> bytes:
+def decode(codec: int, encoded: Buffer, raw_size: int, base: Buffer | None = None) -> bytes | memoryview:
     """The `raw_size` bytes of a block, as `encode` was given them.
 
     Memory: a few times `raw_size` at most, whatever `encoded` says.
@@ -130,7 +130,7 @@ def _code(plane: Plane, coder: Coder) -> tuple[int, Buffer]:
     return STORED, plane
 
 
-def _from_planes(encoded: memoryview, raw_size: int, base: memoryview | None) -> bytes:
+def _from_planes(encoded: memoryview, raw_size: int, base: memoryview | None) -> bytes | memoryview:
     try:
         item_size, flags = _HEADER.unpack_from(encoded)
         if item_size not in ITEM_SIZES or flags & ~(_ROTATED if base is None else 0):
@@ -153,7 +153,8 @@ def _from_planes(encoded: memoryview, raw_size: int, base: memoryview | None) ->
     values: Items = merge(planes, rotated=bool(flags & _ROTATED))
     if base is not None:
         values = undo_differences(values if values.flags.writeable else values.copy(), items(base, item_size))
-    return b"".join([values.data.cast("B"), tail]) if left_over else values.tobytes()
+    whole = values.data.cast("B")
+    return b"".join([whole, tail]) if left_over else whole
 
 
 def _plane(kind: int, data: memoryview, count: int) -> Plane:

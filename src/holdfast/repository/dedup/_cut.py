@@ -84,7 +84,7 @@ class _Header:
 
     def chunks(self) -> Iterator[Chunk]:
         for data in cut_by_content(self._readinto, self._key):
-            yield Chunk(data)
+            yield Chunk(bytes(data))
 
     def _readinto(self, buffer: memoryview) -> int:
         if self.layout is not None:

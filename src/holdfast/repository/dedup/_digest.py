@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 
 _INLINE = 128 << 10
@@ -22,17 +23,25 @@ class Digest:
         self._hash = hashlib.sha256()
         self._pool = pool
         self._pending: deque[Future[None]] = deque()
+        self.size = 0
+        """Bytes that were given."""
 
-    def update(self, data: bytes | memoryview) -> None:
-        """Takes the next of the content. At most `_PENDING` pieces wait."""
-        if not self._pending and len(data) <= _INLINE:
-            self._hash.update(data)
+    def update(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Takes the next pieces of the content. At most `_PENDING` of such calls wait."""
+        size = sum(map(len, pieces))
+        self.size += size
+        if not self._pending and size <= _INLINE:
+            self._take(pieces)
             return
         if len(self._pending) >= _PENDING:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._hash.update, data))
+        self._pending.append(self._pool.submit(self._take, pieces))
 
     def hexdigest(self) -> str:
         while self._pending:
             self._pending.popleft().result()
         return self._hash.hexdigest()
+
+    def _take(self, pieces: Sequence[bytes | memoryview]) -> None:
+        for piece in pieces:
+            self._hash.update(piece)

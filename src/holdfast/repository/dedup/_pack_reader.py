@@ -55,7 +55,7 @@ class PackReader:
         self.table = self._read_table() if table is None else table
         self._blocks = self.table.blocks()
 
-    def block(self, position: int, resolve: Resolve) -> bytes:
+    def block(self, position: int, resolve: Resolve) -> bytes | memoryview:
         """The raw bytes of a block. Raises CorruptBackup, and what `resolve` raises."""
         row = self._blocks[position]
         return self._open_block(row, self._read(row.offset, row.length), resolve)
@@ -90,7 +90,7 @@ class PackReader:
         if self._source.size != self.table.size or found != expected.hex() or found != self.table.hash:
             raise CorruptBackup(f"pack {self.name} is damaged: its digest is another one")
 
-    def _open_block(self, row: BlockRow, sealed: bytes, resolve: Resolve) -> bytes:
+    def _open_block(self, row: BlockRow, sealed: bytes, resolve: Resolve) -> bytes | memoryview:
         what = f"block {row.position} of pack {self.name}"
         encoded = self._sealer.open(BLOCK, row.position, sealed)
         if encoded is None:

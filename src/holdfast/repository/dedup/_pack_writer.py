@@ -263,10 +263,11 @@ class BlockBuilder:
 def _seal_block(
     sealer: Sealer, position: int, chunks: Sequence[Chunk], item_size: int, base: Chunk | None, base_pack: str
 ) -> _Sealed:
-    raw = b"".join([data for _, data in chunks])
+    raw = memoryview(chunks[0][1] if len(chunks) == 1 else b"".join([data for _, data in chunks]))
     base_view = None if base is None else memoryview(base[1]).cast("B")
-    codec, encoded = encode(memoryview(raw), item_size, base_view)
-    if decode(codec, encoded, len(raw), base_view if codec == DIFFERENCE else None) != raw:
+    codec, encoded = encode(raw, item_size, base_view)
+    opened = decode(codec, encoded, len(raw), base_view if codec == DIFFERENCE else None)
+    if not np.array_equal(np.frombuffer(opened, np.uint8), np.frombuffer(raw, np.uint8)):
         raise RepositoryError(
             f"a block of {len(raw)} bytes did not decompress to what it was made from",
             hint="The memory or the processor of this machine is faulty: test both, then back up again.",

@@ -16,6 +16,7 @@ from holdfast.repository import _manifest as manifest
 from holdfast.repository._lists import ParentList
 from holdfast.repository._manifest import CHUNKS_PER_LINE, ChunkRef, PackRef, Row, Rows
 from holdfast.repository.base import Pieces, Stored
+from holdfast.repository.dedup._chunk import Chunk, in_groups
 from holdfast.repository.dedup._chunk_store import ChunkStore
 from holdfast.repository.dedup._cut import cut
 from holdfast.repository.dedup._digest import Digest
@@ -125,23 +126,25 @@ class DedupRun:
 
     def _add_content(self, entry: Entry, pieces: Pieces, size: int | None) -> Entry:
         digest = Digest(self._hasher)
-        total = 0
         with closing(_ChunkLines()) as chunks:
-            for chunk in cut(pieces, self._id_key):
-                # The cutter gives each chunk's memory to the next one.
-                chunk = chunk._replace(data=memoryview(bytes(chunk.data)))
-                digest.update(chunk.data)
-                total += len(chunk.data)
-                if size is not None and total > size:
-                    raise SourceChanged(f"{entry.path} gave more than the {size} bytes that it has")
-                chunks.add(self.store.put(chunk))
-            if size is not None and total != size:
-                raise SourceChanged(f"{entry.path} gave {total} bytes instead of {size}")
-            entry = entry._replace(size=total, digest=digest.hexdigest())
+            for chunk in self.store.put(self._counted(entry, pieces, size, digest)):
+                chunks.add(chunk)
+            if size is not None and digest.size != size:
+                raise SourceChanged(f"{entry.path} gave {digest.size} bytes instead of {size}")
+            entry = entry._replace(size=digest.size, digest=digest.hexdigest())
             lines = chunks.finish()
             self.lines.write(manifest.entry_line(entry, None, lines))
             self.lines.writelines(chunks.drain())
         return entry
+
+    def _counted(
+        self, entry: Entry, pieces: Pieces, size: int | None, digest: Digest
+    ) -> Iterator[list[Chunk]]:
+        for group in in_groups(cut(pieces, self._id_key)):
+            digest.update([chunk.data for chunk in group])
+            if size is not None and digest.size > size:
+                raise SourceChanged(f"{entry.path} gave more than the {size} bytes that it has")
+            yield group
 
     def _in_order(self, entry: Entry) -> str:
         """The entry's place. No reader takes a manifest in another order: better no backup than one that cannot be

@@ -75,7 +75,7 @@ class StoredManifest:
             size += len(piece)
             if size > entry.size:
                 break
-            digest.update(piece)
+            digest.update((piece,))
             yield piece
         if size != entry.size or digest.hexdigest() != entry.digest:
             raise CorruptBackup(f"{entry.path}: its content is not what the manifest says")

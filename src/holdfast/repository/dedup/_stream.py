@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 
 class ByteStream:
@@ -13,7 +13,10 @@ class ByteStream:
     """
 
     def __init__(self, pieces: Iterator[bytes | memoryview]) -> None:
+        """A generator is sent memory that it may read the next piece into."""
         self._pieces = pieces
+        self._send = pieces.send if isinstance(pieces, Generator) else None
+        self._begun = False
         self._rest = memoryview(b"")
         self._seam = bytearray()
         self.at = 0
@@ -37,9 +40,10 @@ class ByteStream:
     def readinto(self, buffer: memoryview) -> int:
         """Fills `buffer` with the next bytes, and returns how many: fewer than fit only where the content ends."""
         done = 0
-        while done < len(buffer) and (self._rest or self._pull()):
+        while done < len(buffer) and (self._rest or self._pull(buffer[done:])):
             count = min(len(self._rest), len(buffer) - done)
-            buffer[done : done + count] = self._rest[:count]
+            if self._rest.obj is not buffer.obj:  # else it has been read to where it belongs
+                buffer[done : done + count] = self._rest[:count]
             self._rest = self._rest[count:]
             done += count
         self.at += done
@@ -59,11 +63,16 @@ class ByteStream:
         self._rest = memoryview(data + self._rest)
         self.at -= len(data)
 
-    def _pull(self) -> bool:
-        """Replaces what is left by the next piece that is not empty. False at the end."""
-        for piece in self._pieces:
-            if len(piece):
-                self._rest = memoryview(piece).cast("B")
-                return True
-        self._rest = memoryview(b"")
-        return False
+    def _pull(self, memory: memoryview | None = None) -> bool:
+        """Replaces what is left by the next piece that is not empty, read into `memory` if possible. False at the
+        end."""
+        try:
+            while True:
+                piece = self._send(memory) if self._send is not None and self._begun else next(self._pieces)
+                self._begun = True
+                if len(piece):
+                    self._rest = memoryview(piece).cast("B")
+                    return True
+        except StopIteration:
+            self._rest = memoryview(b"")
+            return False

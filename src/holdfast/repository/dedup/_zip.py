@@ -44,7 +44,7 @@ def looks_like_zip(start: memoryview) -> bool:
 def cut_zip(stream: ByteStream, key: bytes) -> Iterator[Chunk]:
     """All that is left of `stream`. What does not follow the form is cut by content."""
     while (member := _member(stream)) is not None:
-        yield Chunk(stream.take(member.header_length))
+        yield Chunk(bytes(stream.take(member.header_length)))
         label = tensor_label(member.name, "zip", ())
         if member.stored and member.size is None:
             yield from _to_next_member(stream, label)
@@ -96,7 +96,7 @@ def _to_next_member(stream: ByteStream, label: str) -> Iterator[Chunk]:
         found = _NEXT.search(window)
         length = min(MAX_CHUNK, len(window)) if found is None else found.start()
         if length:
-            yield Chunk(stream.take(length), 1, label, part)
+            yield Chunk(bytes(stream.take(length)), 1, label, part)
             part += 1
         if found is not None:
             return

@@ -102,6 +102,7 @@ class DedupRepository(Upkeep):
             known,
             bases,
             finder.find,
+            index=IndexWriter(self._storage, keys),
             key_file=key_file,
             packs=parent.packs if parent is not None else [],
             max_bytes=plan.max_bytes,
@@ -135,24 +136,17 @@ class DedupRepository(Upkeep):
         coherent: bool | None,
     ) -> BackupMetadata:
         self._check_there([pack.name for pack in packs if pack.hash], keys.run, known)
-        added = run.store.stored_bytes
-        index = IndexWriter(self._storage, keys)
-        for table in run.store.tables:
-            index.add(table)
-        index.flush()
-        added += index.size
         name = names.manifest_name(started.backup_id)
         upload = self._storage.create(name)
         try:
             digest, size = run.lines.finish(upload, recipients, packs, run.records, coherent=coherent)
-            added += upload.size
-            run.store.check_size(added - run.store.stored_bytes)
+            run.store.check_size(upload.size)
             checksum = upload.publish()
         finally:
             upload.abort()
         metadata = replace(
             started,
-            size_bytes=added,
+            size_bytes=run.store.stored_bytes + upload.size,
             checksum=checksum,
             status="success",
             entries=sum(record.entries for record in run.records),
@@ -190,15 +184,14 @@ class DedupRepository(Upkeep):
             run.abort()
         alone = True
         if isinstance(error, SizeLimitExceeded) and run is not None and known is not None:
-            gone = [table.name for table in run.store.tables]
-            known.forget_packs(gone)
+            known.forget_packs(run.store.finished)
             # Another run that began before they were forgotten may need them. What it leaves of them, `gc` frees.
             alone = all(
                 other.status != RUNNING or other.backup_id == started.backup_id for other in self.backups()
             )
-            for pack in gone if alone else ():
+            for pack in run.store.finished if alone else ():
                 self._storage.delete(pack_path(pack))
-        if run is None or not run.store.tables or (isinstance(error, SizeLimitExceeded) and alone):
+        if run is None or not run.store.finished or (isinstance(error, SizeLimitExceeded) and alone):
             for suffix in ("age", "json"):
                 self._storage.delete(f"keys/{keys.run}.{suffix}")
         for path in indexes_of(self._storage, keys.run):

@@ -227,12 +227,17 @@ class _Opened:
     def pieces(self) -> Pieces:
         """For a large file. Closes the descriptor."""
         try:
-            yield b""
-            buffer = memoryview(bytearray(PIECE_BYTES))
+            given = yield b""
+            own = memoryview(b"")
             left = self._status.st_size
-            while left and (count := os.readv(self._descriptor, [buffer[:left]])):
+            while left:
+                if given is None and not own:
+                    own = memoryview(bytearray(PIECE_BYTES))
+                buffer = own if given is None else given
+                if not (count := os.readv(self._descriptor, [buffer[:left]])):
+                    break
                 left -= count
-                yield buffer[:count]
+                given = yield buffer[:count]
             self._compare(self._status.st_size - left)
             while left:
                 zeros = bytes(min(left, PIECE_BYTES))

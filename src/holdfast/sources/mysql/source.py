@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from holdfast.events import Emit, Warned
 from holdfast.model import Component, Entry, Finding, SourceRecord
 from holdfast.sources._program import Program
 from holdfast.sources._server import Address
-from holdfast.sources.base import Content, Method, Read, Staging
+from holdfast.sources.base import Content, Method, Pieces, Read, Staging
 from holdfast.sources.mysql._dump import Tally
 from holdfast.sources.mysql._load import Loader, Recorded
 from holdfast.sources.mysql._login import option_file
@@ -143,7 +143,7 @@ class MySqlSource:
         check_dump_rights(session, self._address, DOING)
         return survey(session, self._address.database)
 
-    def _dump(self, found: Survey, tool: DumpTool) -> Generator[bytes | memoryview, None, None]:
+    def _dump(self, found: Survey, tool: DumpTool) -> Pieces:
         tally = Tally()
         with option_file(self._url) as descriptor:
             program = Program(

@@ -60,7 +60,7 @@ def look(server: Server, session: Session) -> int:
 
 def dump(
     server: Server, clock: Clock, emit: Emit, tell: Callable[[Moment], None]
-) -> Generator[bytes, None, None]:
+) -> Generator[bytes, object, None]:
     """The dump, in pieces of 1 MiB at most. Its last byte comes once all is checked; then `tell` is called.
 
     Raises SourceMissing for a database without keys, DatabaseError, NoSpace and StorageError for a temporary file.
@@ -117,7 +117,7 @@ def _replicated(
     clock: Clock,
     emit: Emit,
     tell: Callable[[Moment], None],
-) -> Generator[bytes, None, None]:
+) -> Generator[bytes, object, None]:
     time = timestamp(clock())
     pieces = stream.pieces()
     reader = RdbReader(pieces, server.database)

@@ -9,7 +9,7 @@ from holdfast.clock import Clock
 from holdfast.errors import DatabaseError
 from holdfast.events import Emit
 from holdfast.model import Component, Entry, Finding, SourceRecord
-from holdfast.sources.base import Content, Method
+from holdfast.sources.base import Content, Method, Pieces
 from holdfast.sources.redis._check import check
 from holdfast.sources.redis._connection import BACKUP, Server
 from holdfast.sources.redis._dump import Moment, dump, look
@@ -66,7 +66,7 @@ class RedisSource:
         with self._server.explained(BACKUP, DatabaseError), self._server.session() as session:
             look(self._server, session)
 
-    def _open(self, emit: Emit) -> Generator[bytes | memoryview, None, None]:
+    def _open(self, emit: Emit) -> Pieces:
         self._look()
         return _stream(dump(self._server, self._clock, emit, self._remember))
 
@@ -87,5 +87,5 @@ class RedisItem:
         return self.entry, Content(None, stream=self._source._open(self._emit))
 
 
-def _stream(pieces: Generator[bytes, None, None]) -> Generator[bytes | memoryview, None, None]:
+def _stream(pieces: Generator[bytes, object, None]) -> Pieces:
     yield from pieces

@@ -38,17 +38,24 @@ _STAND_INS = 64
 
 
 def connect(
-    path: Path, mode: Literal["ro", "rw"], *, timeout: float = 0.0, immutable: bool = False
+    path: Path,
+    mode: Literal["ro", "rw"],
+    *,
+    timeout: float = 0.0,
+    immutable: bool = False,
+    one_thread: bool = True,
 ) -> sqlite3.Connection:
     """Opens a database that exists: neither mode creates one. `timeout` is in seconds.
 
     `immutable` takes no locks and no notice of a log: only for a file that nobody writes to.
-    https://www.sqlite.org/uri.html
+    `one_thread`: whether it is for the calling thread alone. https://www.sqlite.org/uri.html
     """
     location = f"file://{quote(os.fsencode(os.path.abspath(path)))}?mode={mode}"
     if immutable:
         location += "&immutable=1"
-    return sqlite3.connect(location, uri=True, timeout=timeout, isolation_level=None)
+    return sqlite3.connect(
+        location, uri=True, timeout=timeout, isolation_level=None, check_same_thread=one_thread
+    )
 
 
 def code_of(error: sqlite3.Error) -> int:

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -63,26 +64,56 @@ class Facts:
 
 
 class Snapshot:
-    """A checked copy in a file without a name, 0600: it is gone with this process, however that ends."""
+    """A copy in a file without a name, 0600: it is gone with this process, however that ends. A thread checks it,
+    while it is read."""
 
-    def __init__(self, file: FileIO, facts: Facts) -> None:
+    def __init__(self, path: Path, file: FileIO, reader: sqlite3.Connection, timeout: float) -> None:
+        """`path`: of what it is a copy. `reader`: a connection to the copy, for the thread."""
+        self._path = path
         self._file = file
-        self.size = facts.page_size * facts.pages
+        self._reader = reader
+        self._timeout = timeout
+        self._versions = os.pread(file.fileno(), len(_WRITE_AHEAD), _VERSIONS_OFFSET)
+        if self._versions == _WRITE_AHEAD:
+            # A database in WAL mode is read with a log beside it, and beside a file without a name there can be none.
+            os.pwrite(file.fileno(), _ROLLBACK, _VERSIONS_OFFSET)
+        pragma(reader, "schema_version")  # until it is read, the page size is any
+        self.size = int(pragma(reader, "page_size")) * int(pragma(reader, "page_count"))
         """Bytes."""
-        self.facts = facts
+        checker = ThreadPoolExecutor(1, thread_name_prefix="check")
+        self._facts = checker.submit(_inspect, path, reader)
+        checker.shutdown(wait=False)
 
-    def pieces(self) -> Generator[memoryview, None, None]:
-        """Its content, from the start. A piece is valid until the next one is asked for."""
-        buffer = memoryview(bytearray(PIECE_BYTES))
+    @property
+    def facts(self) -> Facts:
+        """Waits for the check. Raises DatabaseError for a database that is damaged."""
+        with explained_database(DOING, self._path, self._timeout):
+            return self._facts.result()
+
+    def pieces(self) -> Generator[memoryview, memoryview | None, None]:
+        """Its content, from the start; see `holdfast.sources.base.Pieces`. Raises DatabaseError after the last piece
+        when the database is damaged."""
+        own = memoryview(bytearray(PIECE_BYTES))
         self._file.seek(0)
         left = self.size
-        while left and (count := self._file.readinto(buffer[:left])):
+        given: memoryview | None = None
+        while left:
+            buffer = own if given is None else given
+            if not (count := self._file.readinto(buffer[:left])):
+                break
+            if left == self.size:
+                buffer[_VERSIONS_OFFSET : _VERSIONS_OFFSET + len(self._versions)] = self._versions
             left -= count
-            yield buffer[:count]
+            given = yield buffer[:count]
+        _ = self.facts
         if left:
             raise SourceChanged("a snapshot of a database was cut short while it was read")
 
     def close(self) -> None:
+        if not self._facts.done():
+            self._reader.interrupt()
+            self._facts.exception()
+        self._reader.close()
         self._file.close()
 
     def __enter__(self) -> Snapshot:
@@ -95,10 +126,10 @@ class Snapshot:
 
 
 def take_snapshot(path: Path, *, timeout: float) -> Snapshot:
-    """Copies a database into a private temporary file (see `holdfast.durable.temp_directory`) and checks it.
+    """Copies a database into a private temporary file (see `holdfast.durable.temp_directory`), which is then checked.
 
     What is locked is waited for, `timeout` seconds at most. Raises SourceMissing, SourceUnreadable, DatabaseBusy,
-    DatabaseError for what is damaged or no database, NoSpace, and SourceChanged where it should be tried again.
+    DatabaseError for what is no database, NoSpace, and SourceChanged where it should be tried again.
     """
     path = Path(os.path.realpath(path))
     with ExitStack() as stack, explained_database(DOING, path, timeout):
@@ -110,10 +141,9 @@ def take_snapshot(path: Path, *, timeout: float) -> Snapshot:
                 raise _no_room(path) from error
             raise
         writer.close()
-        facts = _inspect(path, reader, file)
-        reader.close()
+        snapshot = Snapshot(path, file, reader, timeout)
         stack.pop_all()
-    return Snapshot(file, facts)
+        return snapshot
 
 
 def _scratch(path: Path, stack: ExitStack) -> tuple[FileIO, sqlite3.Connection, sqlite3.Connection]:
@@ -127,7 +157,7 @@ def _scratch(path: Path, stack: ExitStack) -> tuple[FileIO, sqlite3.Connection, 
     try:
         file = stack.enter_context(FileIO(descriptor, "r+"))
         writer = stack.enter_context(closing(connect(Path(name), "rw")))
-        reader = stack.enter_context(closing(connect(Path(name), "rw")))
+        reader = stack.enter_context(closing(connect(Path(name), "rw", one_thread=False)))
     finally:
         os.unlink(name)
     make_scratch(writer)
@@ -233,23 +263,15 @@ def _remove_own_log(path: Path) -> None:
             pragma(live, "schema_version")
 
 
-def _inspect(path: Path, reader: sqlite3.Connection, file: FileIO) -> Facts:
-    descriptor = file.fileno()
-    in_wal_mode = os.pread(descriptor, 2, _VERSIONS_OFFSET) == _WRITE_AHEAD
-    if in_wal_mode:
-        # A database in WAL mode is read with a log beside it, and beside a file without a name there can be none.
-        os.pwrite(descriptor, _ROLLBACK, _VERSIONS_OFFSET)
+def _inspect(path: Path, reader: sqlite3.Connection) -> Facts:
     if damage := find_damage(reader, deep=False):
         raise damaged(f"{DOING} failed: {shown(str(path))}", damage)
-    facts = Facts(
+    return Facts(
         page_size=int(pragma(reader, "page_size")),
         pages=int(pragma(reader, "page_count")),
         user_version=int(pragma(reader, "user_version")),
         rows=count_rows(reader),
     )
-    if in_wal_mode:
-        os.pwrite(descriptor, _WRITE_AHEAD, _VERSIONS_OFFSET)
-    return facts
 
 
 def count_rows(reader: sqlite3.Connection) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +15,7 @@ from holdfast.durable import free_bytes, sync_directory, temp_directory
 from holdfast.errors import CorruptBackup, DatabaseError, RestoreError, SourceMissing
 from holdfast.events import Emit
 from holdfast.model import Component, Entry, Finding, SourceRecord
-from holdfast.sources.base import RACY_NS, Content, Method, Read, Staging
+from holdfast.sources.base import RACY_NS, Content, Method, Pieces, Read, Staging
 from holdfast.sources.sqlite._connection import connect, find_damage
 from holdfast.sources.sqlite._format import LOGS, MAGIC
 from holdfast.sources.sqlite._snapshot import DOING, Facts, Snapshot, take_snapshot
@@ -63,9 +63,10 @@ class SqliteSource:
     def check(self) -> Iterator[Finding]:
         """See `Source.check`. Makes a snapshot, and throws it away."""
         subject = f"{self.component} {self.name}"
-        entry, content = self._open()
-        assert content.stream is not None
-        content.stream.close()
+        entry = self._observe()
+        with take_snapshot(self._path, timeout=self._timeout) as snapshot:
+            _ = snapshot.facts
+        entry = entry._replace(size=snapshot.size)
         room = free_bytes(temp_directory())
         if room < entry.size:
             yield Finding(subject, "FAILED", f"{temp_directory()} has no room for its snapshot")
@@ -111,10 +112,15 @@ class SqliteSource:
         # The state comes first: what is written after it is seen as a change by the next backup, at worst in vain.
         entry = self._observe()
         snapshot = take_snapshot(self._path, timeout=self._timeout)
-        self._facts = snapshot.facts
-        stream = _closing(snapshot)
+        stream = self._pieces(snapshot)
         next(stream)  # closing a generator that has not begun would not close the snapshot
         return entry._replace(size=snapshot.size), Content(snapshot.size, stream=stream)
+
+    def _pieces(self, snapshot: Snapshot) -> Pieces:
+        with snapshot:
+            yield b""
+            yield from snapshot.pieces()
+            self._facts = snapshot.facts
 
 
 def _state_of_logs(path: str, size: int) -> tuple[str, int]:
@@ -146,12 +152,6 @@ class SqliteItem:
     def open(self, *, settle: bool = False) -> tuple[Entry, Content | None]:
         """See `Item.open`. The size is the snapshot's. There is nothing to settle for: a snapshot is one moment."""
         return self._source._open()
-
-
-def _closing(snapshot: Snapshot) -> Generator[bytes | memoryview, None, None]:
-    with snapshot:
-        yield b""
-        yield from snapshot.pieces()
 
 
 class SqliteTarget:
