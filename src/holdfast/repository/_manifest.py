@@ -36,6 +36,11 @@ LINE_LIMIT = 1 << 20
 CHUNKS_PER_LINE = 1024
 BLOCKS_PER_LINE = 4096
 
+CONTENT_DIGEST = "sha256"
+"""What the digest of an entry is called that is the SHA-256 of its content."""
+CHUNKS_DIGEST = "chunks_blake3"
+"""In the deduplicating format: BLAKE3 of the ids of its chunks."""
+
 _PATH = re.compile(r"(?:files|absolute|database)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PACK = re.compile(r"[0-9a-f]{32}-[0-9]{1,10}")
@@ -163,7 +168,9 @@ def source_line(key: SourceKey, *, whole: bool) -> bytes:
     return _line({"source": {"component": key[0], "name": key[1], "whole": whole}})
 
 
-def entry_line(entry: Entry, offset: int | None = None, parts: int = 0) -> bytes:
+def entry_line(
+    entry: Entry, offset: int | None = None, parts: int = 0, *, digest: str = CONTENT_DIGEST
+) -> bytes:
     # Formatted by hand: json.dumps takes four times as long, and there is a line for every small file.
     text = (
         f'{{"path":{_quote(entry.path)},"kind":"{entry.kind}","size":{entry.size},"mode":"{entry.mode:04o}",'
@@ -171,7 +178,7 @@ def entry_line(entry: Entry, offset: int | None = None, parts: int = 0) -> bytes
         f'"inode":{entry.inode}'
     )
     if entry.digest:
-        text += f',"sha256":"{entry.digest}"'
+        text += f',"{digest}":"{entry.digest}"'
     if offset is not None:
         text += f',"offset":{offset}'
     if entry.target:
@@ -334,7 +341,7 @@ def parse_entry(line: bytes) -> Row:
         path = _path(data["path"])
         if kind == "deleted":
             return Row(Entry(path, kind), None, 0, line)
-        digest = data.get("sha256", "")
+        digest = data.get(CONTENT_DIGEST) or data.get(CHUNKS_DIGEST, "")
         if (kind == "file") != bool(digest) or (digest and not _DIGEST.fullmatch(digest)):
             raise CorruptBackup(f"{path}: its digest is not well-formed")
         target = data.get("target", "")

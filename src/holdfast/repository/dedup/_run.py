@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import IO
@@ -14,12 +13,12 @@ from holdfast.errors import RepositoryError, SourceChanged
 from holdfast.model import BackupMetadata, Component, Entry, SourceRecord, order_key
 from holdfast.repository import _manifest as manifest
 from holdfast.repository._lists import ParentList
-from holdfast.repository._manifest import CHUNKS_PER_LINE, ChunkRef, PackRef, Row, Rows
+from holdfast.repository._manifest import CHUNKS_DIGEST, CHUNKS_PER_LINE, ChunkRef, PackRef, Row, Rows
 from holdfast.repository.base import Pieces, Stored
-from holdfast.repository.dedup._chunk import Chunk, in_groups
+from holdfast.repository.dedup._chunk import in_groups
 from holdfast.repository.dedup._chunk_store import ChunkStore
 from holdfast.repository.dedup._cut import cut
-from holdfast.repository.dedup._digest import Digest
+from holdfast.repository.dedup._digest import ContentDigest
 from holdfast.repository.dedup._manifest_object import ManifestWriter
 
 _SPOOL = 1 << 20
@@ -54,7 +53,6 @@ class DedupRun:
         self._key = ""
         self._entries = 0
         self._bytes = 0
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="digest")
 
     def begin_source(self, component: Component, name: str) -> bool:
         key = (component, name)
@@ -120,31 +118,24 @@ class DedupRun:
 
     def abort(self) -> None:
         """Frees what the run holds. Packs that are finished stay, and the next run finds them."""
-        self._hasher.shutdown(cancel_futures=True)
         self.store.abort()
         self.lines.close()
 
     def _add_content(self, entry: Entry, pieces: Pieces, size: int | None) -> Entry:
-        digest = Digest(self._hasher)
+        digest = ContentDigest()
         with closing(_ChunkLines()) as chunks:
-            for chunk in self.store.put(self._counted(entry, pieces, size, digest)):
+            for chunk in self.store.put(in_groups(cut(pieces, self._id_key))):
                 chunks.add(chunk)
+                digest.add(chunk)
+                if size is not None and digest.size > size:
+                    raise SourceChanged(f"{entry.path} gave more than the {size} bytes that it has")
             if size is not None and digest.size != size:
                 raise SourceChanged(f"{entry.path} gave {digest.size} bytes instead of {size}")
             entry = entry._replace(size=digest.size, digest=digest.hexdigest())
             lines = chunks.finish()
-            self.lines.write(manifest.entry_line(entry, None, lines))
+            self.lines.write(manifest.entry_line(entry, None, lines, digest=CHUNKS_DIGEST))
             self.lines.writelines(chunks.drain())
         return entry
-
-    def _counted(
-        self, entry: Entry, pieces: Pieces, size: int | None, digest: Digest
-    ) -> Iterator[list[Chunk]]:
-        for group in in_groups(cut(pieces, self._id_key)):
-            digest.update([chunk.data for chunk in group])
-            if size is not None and digest.size > size:
-                raise SourceChanged(f"{entry.path} gave more than the {size} bytes that it has")
-            yield group
 
     def _in_order(self, entry: Entry) -> str:
         """The entry's place. No reader takes a manifest in another order: better no backup than one that cannot be

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from holdfast.errors import CorruptBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord
 from holdfast.repository._manifest import ChunkRef, Rows, parse_chunks
 from holdfast.repository.dedup._chunk_reader import ChunkReader
-from holdfast.repository.dedup._digest import Digest
+from holdfast.repository.dedup._digest import ContentDigest
 from holdfast.repository.dedup._manifest_object import ManifestReader
 
 Pieces = Iterator["bytes | memoryview"]
@@ -33,11 +32,9 @@ class StoredManifest:
         self.manifest = manifest
         self.reader = chunks
         self._current: _Current | None = None
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="digest")
 
     def close(self) -> None:
-        """Ends its thread, and those of the reader."""
-        self._hasher.shutdown(cancel_futures=True)
+        """Ends the threads of the reader."""
         self.reader.close()
 
     def sources(self) -> Sequence[SourceRecord]:
@@ -70,15 +67,18 @@ class StoredManifest:
             yield from parse_chunks(line)
 
     def read(self, entry: Entry) -> Pieces:
-        digest, size = Digest(self._hasher), 0
-        for piece in self.reader.read(self.chunks(entry)):
-            size += len(piece)
-            if size > entry.size:
-                break
-            digest.update((piece,))
-            yield piece
-        if size != entry.size or digest.hexdigest() != entry.digest:
+        digest = ContentDigest()
+        # The reader compares each chunk with its id.
+        yield from self.reader.read(self._told(entry, digest))
+        if digest.size != entry.size or digest.hexdigest() != entry.digest:
             raise CorruptBackup(f"{entry.path}: its content is not what the manifest says")
+
+    def _told(self, entry: Entry, digest: ContentDigest) -> Iterator[ChunkRef]:
+        for chunk in self.chunks(entry):
+            digest.add(chunk)
+            if digest.size > entry.size:
+                return
+            yield chunk
 
     def _locate(self, entry: Entry) -> Rows:
         current = self._current
