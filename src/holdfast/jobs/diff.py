@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from holdfast.installation import Installation
 from holdfast.jobs._locate import locate
-from holdfast.model import Entry, SourceRecord, order_key
-from holdfast.repository.base import StoredBackup
+from holdfast.model import COMPONENTS, Entry, SourceRecord, order_key
+from holdfast.repository.base import StoredBackup, Tensor, Tensors
 
 Change = Literal["added", "removed", "changed", "attributes"]
 
@@ -34,9 +34,28 @@ class RowDifference:
     after: int | None
 
 
-def diff(installation: Installation, one: str, other: str) -> Iterator[Difference | RowDifference]:
-    """The differences from one backup to another, in the order of the sources and their entries. Nothing but the
-    manifests is read. Raises HoldfastError of every kind."""
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """A tensor of a model file that is not the same in both. It follows the `Difference` of its file. `form`: another
+    dtype or shape; `changed`: another content alone."""
+
+    path: str
+    """The file's."""
+    tensor: str
+    change: Literal["added", "removed", "changed", "form"]
+    before: Tensor | None
+    after: Tensor | None
+
+
+Found = Difference | RowDifference | TensorDifference
+
+
+def diff(installation: Installation, one: str, other: str) -> Iterator[Found]:
+    """The differences from one backup to another, in the order of the sources and their entries.
+
+    Nothing but the manifests is read, and of models that have changed the headers, where both backups are of a format
+    that tells tensors. Raises HoldfastError of every kind.
+    """
     first, before = locate(installation, one)
     second, after = locate(installation, other)
     with first.lent(), first.open(before) as old, second.lent(), second.open(after) as new:
@@ -45,16 +64,17 @@ def diff(installation: Installation, one: str, other: str) -> Iterator[Differenc
             yield from _of_source(old, new, key)
 
 
-def _of_source(
-    old: StoredBackup, new: StoredBackup, key: tuple[int, str]
-) -> Iterator[Difference | RowDifference]:
+def _of_source(old: StoredBackup, new: StoredBackup, key: tuple[int, str]) -> Iterator[Found]:
     records = [next((known for known in stored.sources() if known.key == key), None) for stored in (old, new)]
     yield from _rows(*records)
     before, after = (
         iter(()) if record is None else stored.entries(record)
         for stored, record in zip((old, new), records, strict=True)
     )
-    yield from _merge(before, after)
+    for found in _merge(before, after):
+        yield found
+        if COMPONENTS[key[0]] == "models" and found.change == "changed":
+            yield from _tensors(old, new, found)
 
 
 def _merge(before: Iterator[Entry], after: Iterator[Entry]) -> Iterator[Difference]:
@@ -86,6 +106,26 @@ def _change(old: Entry, new: Entry) -> Change | None:
     if old.kind != "directory" and shown[0] != shown[1]:
         return "attributes"
     return "attributes" if shown[0][:3] != shown[1][:3] else None
+
+
+def _tensors(old: StoredBackup, new: StoredBackup, file: Difference) -> Iterator[TensorDifference]:
+    sides: list[Tensors] = []
+    for stored, entry in ((old, file.before), (new, file.after)):
+        known = stored.tensors(entry) if entry is not None and entry.kind == "file" else None
+        if known is None or (sides and sides[0].key != known.key):
+            return
+        sides.append(known)
+    before, after = ({tensor.name: tensor for tensor in side.tensors} for side in sides)
+    for name in sorted({*before, *after}):
+        one, other = before.get(name), after.get(name)
+        if one == other:
+            continue
+        if one is None or other is None:
+            yield TensorDifference(file.path, name, "added" if one is None else "removed", one, other)
+        elif (one.dtype, one.shape) != (other.dtype, other.shape):
+            yield TensorDifference(file.path, name, "form", one, other)
+        else:
+            yield TensorDifference(file.path, name, "changed", one, other)
 
 
 def _rows(old: SourceRecord | None, new: SourceRecord | None) -> Iterator[RowDifference]:

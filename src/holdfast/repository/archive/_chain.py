@@ -11,6 +11,7 @@ from holdfast.errors import CorruptBackup, HostileBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord, order_key
 from holdfast.repository._manifest import Row, Rows, SourceKey, parse_part
 from holdfast.repository.archive._open import OpenArchive
+from holdfast.repository.base import Tensors
 
 Pieces = Iterator["bytes | memoryview"]
 _WHOLE = 1 << 20
@@ -92,6 +93,10 @@ class StoredArchive:
                 yield piece
         if digest.hexdigest() != located.entry.digest:
             raise _differs(located.entry)
+
+    def tensors(self, entry: Entry) -> Tensors | None:
+        """Always None: nothing short of reading all of a file tells which of its tensors are the same."""
+        return None
 
     def _locate(self, entry: Entry) -> Located:
         if self._last is not None and self._last.entry is entry:

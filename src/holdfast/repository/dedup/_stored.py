@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from holdfast.errors import CorruptBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord
 from holdfast.repository._manifest import ChunkRef, Rows, parse_chunks
+from holdfast.repository.base import Tensors
 from holdfast.repository.dedup._chunk_reader import ChunkReader
 from holdfast.repository.dedup._digest import Digest
+from holdfast.repository.dedup._ids import key_name
 from holdfast.repository.dedup._manifest_object import ManifestReader
+from holdfast.repository.dedup._tensors import tensors_of
 
 Pieces = Iterator["bytes | memoryview"]
 
@@ -79,6 +82,19 @@ class StoredManifest:
             yield piece
         if size != entry.size or digest.hexdigest() != entry.digest:
             raise CorruptBackup(f"{entry.path}: its content is not what the manifest says")
+
+    def tensors(self, entry: Entry) -> Tensors | None:
+        packs: set[int] = set()
+
+        def chunks() -> Iterator[ChunkRef]:
+            for chunk in self.chunks(entry):
+                packs.add(chunk.pack)
+                yield chunk
+
+        found = tensors_of(chunks(), entry.size, lambda chunk: b"".join(self.reader.read([chunk])))
+        keys = self.reader.id_keys(packs) if found is not None else set()
+        # Ids under several keys in one file: then one content may have several.
+        return Tensors(key_name(keys.pop()), found) if found is not None and len(keys) == 1 else None
 
     def _locate(self, entry: Entry) -> Rows:
         current = self._current

@@ -32,11 +32,15 @@ class FilesTarget:
     that is a link is followed, as it is when it is backed up. Missing directories above a target are made.
     """
 
-    def __init__(self, targets: Mapping[str, Path], *, never: Collection[Path] = ()) -> None:
+    def __init__(
+        self, targets: Mapping[str, Path], *, never: Collection[Path] = (), inner: Collection[str] = ()
+    ) -> None:
         """`targets`: for the entry path of each root, where it belongs. `never`: what no restore may take away
-        or replace, such as keys and the backup directory."""
+        or replace, such as keys and the backup directory. `inner`: those of `targets` that are no roots but lie in
+        one, where a link is data like any other, and is replaced and not followed."""
         self._targets = targets
         self._never = never
+        self._inner = inner
 
     def needs(self, total_bytes: int) -> dict[Path, int]:
         """See `Restorable.needs`. What is live is kept by renaming it, and takes no room. Empty where the targets
@@ -50,7 +54,7 @@ class FilesTarget:
         Raises HostileBackup, CorruptBackup, NoSpace, and RestoreError where a target cannot be replaced.
         """
         with ExitStack() as stack:
-            stage = _Stage(self._targets, self._never, staging, stack)
+            stage = _Stage(self._targets, self._never, self._inner, staging, stack)
             write_tree(entries, read, self._targets, stage.locate, emit)
             return stage.swaps()
 
@@ -133,9 +137,15 @@ class _Stage:
     """One call of `FilesTarget.stage`."""
 
     def __init__(
-        self, targets: Mapping[str, Path], never: Collection[Path], staging: Staging, stack: ExitStack
+        self,
+        targets: Mapping[str, Path],
+        never: Collection[Path],
+        inner: Collection[str],
+        staging: Staging,
+        stack: ExitStack,
     ) -> None:
         self._targets = targets
+        self._inner = inner
         self._never = [os.path.realpath(path) for path in never if os.path.lexists(path)]
         self._staging = staging
         self._stack = stack
@@ -147,7 +157,7 @@ class _Stage:
     def locate(self, entry: Entry) -> Spot:
         """Where to stage a root. Raises RestoreError where its target cannot be replaced."""
         target = os.path.realpath(self._targets[entry.path])
-        if entry.kind == "symlink":
+        if entry.kind == "symlink" or entry.path in self._inner:
             directory, name = os.path.split(os.path.abspath(self._targets[entry.path]))
             target = os.path.join(os.path.realpath(directory), name)
         self._check(target)
