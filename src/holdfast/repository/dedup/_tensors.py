@@ -14,7 +14,7 @@ from blake3 import blake3
 from holdfast.repository._manifest import ChunkRef
 from holdfast.repository.base import Tensor
 from holdfast.repository.dedup._headers import HEADER_STEP, header_reader
-from holdfast.repository.dedup._layout import Extent, Layout
+from holdfast.repository.dedup._layout import ENDLESS, Extent, Layout
 
 _LABEL = re.compile(r"(.*):([^:]*):([0-9x]*)", re.DOTALL)
 _GGML_NAMES = (
@@ -60,7 +60,7 @@ class _Walk:
 
     def content(self, extent: Extent, size: int) -> bytes | None:
         """What stands for the content of an extent; None where it is not cut at its ends."""
-        end = min(extent.end, size)
+        end = size if extent.end == ENDLESS else extent.end
         while self.at < extent.begin and self.next() is not None:
             pass
         if self.at != extent.begin:
