@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -163,20 +164,19 @@ def test_tensors_are_not_told_of_what_is_no_model_now_nor_across_formats(dedup: 
 
 
 def test_ids_under_another_key_are_not_compared(tmp_path: Path) -> None:
-    service = Service.make(tmp_path, BACKUP_FORMAT="dedup")
+    key = X25519Identity.generate()
+    service = Service.make(
+        tmp_path, BACKUP_FORMAT="dedup", BACKUP_ENCRYPT="true", ENCRYPTION_KEY=str(key.recipient)
+    )
     file = service.root / "models/m.safetensors"
     file.write_bytes(save(weights(3)))
     one = service.back_up()
-    # A host without the local state, and without a way to read the key that was pinned, makes one of its own.
-    found = service.installation().repository
-    with found.open(one) as stored:
-        entry = next(
-            e for s in stored.sources() for e in stored.entries(s) if e.path.endswith("m.safetensors")
-        )
-        before = stored.tensors(entry)
-    assert before is not None
-    assert len(before.tensors) == 3
-    assert before.key not in (b"", bytes(16))
+    # A host that can only write, and has lost its state, names chunks by a key of its own from then on.
+    shutil.rmtree(tmp_path / "state")
+    file.write_bytes(save(weights(4)))
+    other = service.back_up()
+    service.environ["ENCRYPTION_KEY"] = key.reveal()
+    assert told(service, one.backup_id, other.backup_id) == [("changed", "files/models/m.safetensors")]
 
 
 def test_the_program_prints_tensors_as_text_and_as_json(
