@@ -19,7 +19,7 @@ from holdfast.errors import ConfirmationRequired, RestoreError, UsageError
 from holdfast.events import ignore
 from holdfast.jobs.diff import diff
 from holdfast.jobs.ls import ls
-from holdfast.jobs.undo import undo
+from holdfast.jobs.undo import discard_kept, undo
 from holdfast.storage.local import LocalFile, LocalStorage
 from installed import Service, agree, refused, seen
 
@@ -201,6 +201,19 @@ def test_in_place_only_what_was_chosen_is_replaced_and_undo_takes_it_back(servic
     assert content(models / "deep/er") == {"x": b"deep", "y": b"also deep"}
     undo(service.installation(), ignore, confirm=agree)
     assert seen(models, but=places(service)) == before
+
+
+def test_nothing_of_ours_lies_in_a_directory_when_all_of_it_is_restored_later(service: Service) -> None:
+    service.back_up()
+    before = seen(service.root / "models")
+    (service.root / "models/deep/er/x").write_bytes(b"newer")
+    service.restore("latest", paths=["models/deep/er/x"])
+    assert [place.parent for place in places(service)] == [service.root]
+    service.restore("latest", components=["models"])
+    undo(service.installation(), ignore, confirm=agree)
+    discard_kept(service.installation(), ignore)
+    assert places(service) == []
+    assert content(service.root / "models").keys() == before.keys()
 
 
 def test_in_place_missing_directories_come_with_their_attributes_and_nothing_else(service: Service) -> None:

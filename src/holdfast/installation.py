@@ -179,7 +179,12 @@ class Installation:
             return FilesTarget(
                 {path: self.place(record, path) for path in paths},
                 never=self._never(),
-                inner=set(paths) - set(record.roots),
+                inner={
+                    path: self.place(record, root)
+                    for path in paths
+                    for root in record.roots
+                    if path.startswith(f"{root}/")
+                },
             )
         spec = self._database(record)
         if record.kind == "sqlite" and (spec is None or spec.dialect == "sqlite"):
