@@ -1,8 +1,8 @@
 """A restore, an undo and a recovery, killed at every point there is.
 
 The scenario has one of everything that a restore replaces: a directory, a file, a name that was not there, a file
-that was chosen of a directory, a directory replaced from inside as a mount point is, links, hard links, and an earlier restore that could be
-taken back until this one is committed.
+that was chosen of a directory, a directory replaced from inside as a mount point is, links, hard links, and an
+earlier restore that could be taken back until this one is committed.
 """
 
 from __future__ import annotations

@@ -182,6 +182,32 @@ def test_a_mount_point_is_replaced_from_inside(tmp_path: Path, other_file_system
     among_own_mounts(restore)
 
 
+def test_what_was_chosen_in_a_mount_point_is_kept_within_it(tmp_path: Path) -> None:
+    chosen = Backup((file("files/models/d/x"), b"new"))
+    names = {"files/models/d/x": "models/d/x"}
+
+    def restore(mounted: str, kept_in: str) -> None:
+        target = Target(tmp_path)
+        models = tmp_path / "models"
+        (models / "d").mkdir(parents=True, exist_ok=True)
+        if mounted:
+            mount_memory(tmp_path / mounted, size=1 << 20)
+        (models / "d").mkdir(exist_ok=True)
+        (models / "d/x").write_text("old")
+        before = look(models)
+        (swap,) = target.stage(chosen, names, inner={"files/models/d/x": models})
+        assert isinstance(swap, RenameSwap)
+        assert swap.place.parent == tmp_path / kept_in
+        swap.apply()
+        assert (models / "d/x").read_text() == "new"
+        swap.revert()
+        assert look(models).keys() - {swap.place.name} >= before.keys()
+        assert (models / "d/x").read_text() == "old"
+
+    for mounted, kept_in in (("", ""), ("models", "models"), ("models/d", "models/d")):
+        among_own_mounts(lambda mounted=mounted, kept_in=kept_in: restore(mounted, kept_in))  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
