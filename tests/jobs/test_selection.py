@@ -81,6 +81,7 @@ def test_it_holds_what_was_chosen_what_is_in_it_and_the_directories_above(
 def test_further_names_come_with_the_content_of_a_file_that_was_not_chosen() -> None:
     first = "files/models/a/first"
     links = [Entry(f"files/models/b/{n:03}", "hardlink", target=first) for n in range(300)]
+    links.append(Entry("files/models/b/\ud800\udcff", "hardlink", target=first))
     directories = [Entry(f"files/models{end}", "directory") for end in ("", "/a", "/b")]
     listed = Listed([*directories, file(first), *links, file("files/models/b/own")])
     selection = Selection(listed, {MODELS.key: ["files/models/b"]}, nothing_is_there)
@@ -96,8 +97,9 @@ def test_further_names_come_with_the_content_of_a_file_that_was_not_chosen() -> 
     }
     assert read["files/models/b/000"] == ("file", "", first.encode())
     assert read["files/models/b/299"] == ("hardlink", "files/models/b/000", b"")
+    assert read["files/models/b/\ud800\udcff"][0] == "hardlink"
     assert read["files/models/b/own"] == ("file", "", b"files/models/b/own")
-    assert (len(read), record.bytes) == (301, len(first) + len("files/models/b/own"))
+    assert (len(read), record.bytes) == (302, len(first) + len("files/models/b/own"))
 
 
 @pytest.mark.parametrize("target", ["files/models/gone", "files/models", "files/models/z"])

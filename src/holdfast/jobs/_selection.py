@@ -133,7 +133,7 @@ class _Orphans:
             rows = self._table.execute("select name from orphan where first = ?", (_encoded(entry.path),))
             for (name,) in rows:
                 self.left -= 1
-                yield name.decode("utf-8", "surrogateescape")
+                yield name.decode("utf-8", "surrogatepass")
 
     def close(self) -> None:
         if self._table is not None:
@@ -141,7 +141,7 @@ class _Orphans:
 
 
 def _encoded(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
+    return path.encode("utf-8", "surrogatepass")
 
 
 @contextmanager

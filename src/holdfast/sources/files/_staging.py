@@ -227,7 +227,7 @@ class _Stage:
 
     def _beside(self, directory: str, root: str) -> Path | None:
         """Where a private place can lie for what goes live in a directory that is, or is in, a root."""
-        for place in (os.path.dirname(root), root):
+        for place in (os.path.dirname(root), root) if _may_write(directory) else ():
             between = below(directory, place)
             if between is not None and _may_write(place):
                 parts = [part for part in between.split("/") if part]
