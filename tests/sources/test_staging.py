@@ -182,6 +182,34 @@ def test_a_mount_point_is_replaced_from_inside(tmp_path: Path, other_file_system
     among_own_mounts(restore)
 
 
+def test_what_was_chosen_in_a_directory_that_may_not_be_written() -> None:
+    def restore(root: Path) -> None:
+        target = Target(root)
+        closed = root / "models" / "closed"
+        (closed / "d").mkdir(parents=True)
+        (closed / "d/x").write_text("old")
+        (closed / "y").write_text("old")
+        closed.chmod(0o500)
+        models = root / "models"
+        with pytest.raises(RestoreError, match="cannot write to"):
+            path = "files/models/closed/y"
+            target.stage(Backup((file(path), b"new")), {path: "models/closed/y"}, inner={path: models})
+        path = "files/models/closed/d"
+        backup = Backup(directory(path, mode=0o700), (file(f"{path}/x"), b"new"))
+        (swap,) = target.stage(backup, {path: "models/closed/d"}, inner={path: models})
+        assert isinstance(swap, RenameSwap)
+        assert swap.place.parent == closed / "d"
+        swap.apply()
+        assert (closed / "d/x").read_text() == "new"
+        swap.revert()
+        assert [(closed / name).read_text() for name in ("d/x", "y")] == ["old", "old"]
+
+    with scratch() as root:
+        if os.geteuid() == 0:
+            os.chown(root, NOBODY, NOBODY)
+        as_nobody(lambda: restore(root))
+
+
 def test_what_was_chosen_in_a_mount_point_is_kept_within_it(tmp_path: Path) -> None:
     chosen = Backup((file("files/models/d/x"), b"new"))
     names = {"files/models/d/x": "models/d/x"}
