@@ -191,8 +191,8 @@ def test_what_was_chosen_in_a_directory_that_may_not_be_written() -> None:
         (closed / "y").write_text("old")
         closed.chmod(0o500)
         models = root / "models"
+        path = "files/models/closed/y"
         with pytest.raises(RestoreError, match="cannot write to"):
-            path = "files/models/closed/y"
             target.stage(Backup((file(path), b"new")), {path: "models/closed/y"}, inner={path: models})
         path = "files/models/closed/d"
         backup = Backup(directory(path, mode=0o700), (file(f"{path}/x"), b"new"))
