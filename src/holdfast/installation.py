@@ -25,6 +25,7 @@ from holdfast.sources.files._staging import FilesTarget
 from holdfast.sources.sqlite._snapshot import take_snapshot
 from holdfast.state import LocalState
 from holdfast.storage.local import LocalStorage
+from holdfast.text import shown
 from holdfast.transaction import Kinds
 from holdfast.version import __version__
 
@@ -164,15 +165,27 @@ class Installation:
         """Every kind of swap that a restore journal may name."""
         return SwapKinds(self.settings)
 
-    def target(self, record: SourceRecord, *, create_database: bool) -> Restorable:
+    def target(
+        self, record: SourceRecord, *, create_database: bool, only: Sequence[str] | None = None
+    ) -> Restorable:
         """Where a source of a backup goes back to.
 
         A backup is not believed about places: what lies outside the service root must be configured here.
-        `create_database`: a database that is not there is made, with the directories above its file.
-        Raises RestoreError.
+        `create_database`: a database that is not there is made, with the directories above its file. `only`: of a
+        source of files just these entry paths are replaced. Raises RestoreError.
         """
         if record.kind == "files":
-            return FilesTarget({root: self._path(record, root) for root in record.roots}, never=self._never())
+            paths = record.roots if only is None else only
+            return FilesTarget(
+                {path: self.place(record, path) for path in paths},
+                never=self._never(),
+                inner={
+                    path: self.place(record, root)
+                    for path in paths
+                    for root in record.roots
+                    if path.startswith(f"{root}/")
+                },
+            )
         spec = self._database(record)
         if record.kind == "sqlite" and (spec is None or spec.dialect == "sqlite"):
             path = self._database_path(record) if spec is None else spec.sqlite_path(self.settings.root)
@@ -197,6 +210,30 @@ class Installation:
         if any(place.startswith(f"{root}/") for other in others for root in other.roots):
             place = entry  # A copy of the database comes with the directory that it lies in.
         return FilesTarget({entry: directory / place.removeprefix("files/")})
+
+    def place(self, record: SourceRecord, path: str) -> Path:
+        """Where an entry of a source of files goes back to. Raises RestoreError where a link that the backup does
+        not have leads there."""
+        root = next((root for root in record.roots if path == root or path.startswith(f"{root}/")), path)
+        top = self._path(record, root)
+        if path == root:
+            return top
+        rest = path[len(root) + 1 :]
+        place = Path(os.path.realpath(top), rest)
+        self._check_own(place, rest)
+        if os.path.realpath(place.parent) != str(place.parent):
+            raise RestoreError(
+                f"{shown(str(place))} lies behind a link that the backup does not have",
+                hint="Restore the directory that the link stands for, or restore elsewhere with --target DIR.",
+            )
+        return place
+
+    def _check_own(self, path: Path, rest: str) -> None:
+        """`rest`: the end of the path, which the backup names."""
+        own = [place for never in self._never() for place in (never, os.path.realpath(never))]
+        staged = any(part.startswith(".holdfast-") for part in rest.split("/"))
+        if staged or any(path.is_relative_to(place) for place in own):
+            raise RestoreError(f"{shown(str(path))} is Holdfast's own, and no restore replaces it")
 
     def _never(self) -> list[Path]:
         settings = self.settings
@@ -223,8 +260,7 @@ class Installation:
         area, _, rest = root.partition("/")
         if area == "files" and rest:
             path = self.settings.root / rest
-            if path.name.startswith(".holdfast-") or any(path.is_relative_to(own) for own in self._never()):
-                raise RestoreError(f"{path} is Holdfast's own, and no restore replaces it")
+            self._check_own(path, rest)
             inside = Path(os.path.realpath(path.parent)).is_relative_to(self.settings.root)
             if inside or path in self._configured():
                 return path

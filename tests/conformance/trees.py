@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from holdfast.errors import SourceChanged
 from holdfast.model import BackupMetadata, BackupType, Component, Entry, SourceRecord, is_unchanged, order_key
-from holdfast.repository.base import Repository, Run, RunPlan, StoredBackup
+from holdfast.repository.base import SHA256, Repository, Run, RunPlan, StoredBackup
 
 SMALL = 256 << 10
 """Bytes up to which a source gives a file's content whole, and not as a stream."""
@@ -186,10 +186,18 @@ def _nodes(stored: StoredBackup, source: SourceRecord) -> Iterator[tuple[str, No
 def assert_holds(repository: Repository, metadata: BackupMetadata, trees: Trees) -> None:
     """The backup is these trees: every entry, in order, with everything about it, and nothing else."""
     found, wanted = read_back(repository, metadata), expected(trees)
+    with repository.open(metadata) as stored:
+        digests = stored.digests
     assert list(found) == list(wanted)
+    by_content: dict[bytes, str] = {}
     for key, nodes in wanted.items():
         assert list(found[key]) == list(nodes)
         for path, node in nodes.items():
-            assert found[key][path].entry == node.entry
+            entry = found[key][path].entry
             # Not compared by assert alone: nobody wants to see megabytes.
             assert found[key][path].content == node.content, f"{path} has another content"
+            if digests != SHA256 and node.content is not None:
+                assert by_content.setdefault(node.content, entry.digest) == entry.digest
+                entry = entry._replace(digest=node.entry.digest)
+            assert entry == node.entry
+    assert len(set(by_content.values())) == len(by_content), "two contents have one digest"

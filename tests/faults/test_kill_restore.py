@@ -1,8 +1,8 @@
 """A restore, an undo and a recovery, killed at every point there is.
 
-The scenario has one of everything that a restore replaces: a directory, a file, a name that was not there, a
-directory replaced from inside as a mount point is, links, hard links, and an earlier restore that could be
-taken back until this one is committed.
+The scenario has one of everything that a restore replaces: a directory, a file, a name that was not there, a file
+that was chosen of a directory, a directory replaced from inside as a mount point is, links, hard links, and an
+earlier restore that could be taken back until this one is committed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,16 @@ class Service:
         self.state = path / "state"
         (self.root / "models" / "closed").mkdir(parents=True)
         (self.root / "volume" / "inner").mkdir(parents=True)
-        for name in (".env", "neighbor", "models/a", "models/closed/b", "volume/c", "volume/inner/d"):
+        (self.root / "tree" / "sub").mkdir(parents=True)
+        for name in (
+            ".env",
+            "neighbor",
+            "models/a",
+            "models/closed/b",
+            "tree/sub/h",
+            "volume/c",
+            "volume/inner/d",
+        ):
             (self.root / name).write_text(f"first {name}")
         (self.root / "models" / "link").symlink_to("closed")
         os.link(self.root / "models" / "a", self.root / "models" / "hard")
@@ -63,6 +72,7 @@ class Service:
             (file("files/models/sub/e"), content),
             hardlink("files/models/sub/f", "files/models/sub/e"),
             symlink("files/models/to", "sub"),
+            (file("files/tree/sub/h", mode=mode), content),
         )
         volume = Backup(
             directory("v", mode=mode), (file("v/c"), content), directory(f"v/{text}"), file(f"v/{text}/g")
@@ -71,9 +81,13 @@ class Service:
             "files/.env": ".env",
             f"files/{text}": text,
             "files/models": "models",
+            "files/tree/sub/h": "tree/sub/h",
             "absolute/new/x": "new/x",
         }
-        target = FilesTarget({root: self.root / name for root, name in names.items()})
+        target = FilesTarget(
+            {root: self.root / name for root, name in names.items()},
+            inner={"files/tree/sub/h": self.root / "tree"},
+        )
         with Transaction.begin(self.state, KINDS, verb="restore", subject=text, clock=clock) as transaction:
             swaps = target.stage(files.entries(), files.read, transaction, ignore)
             swaps.append(stage_whole(transaction.place(self.root / "volume"), volume))
@@ -88,7 +102,7 @@ class Service:
     def look(self) -> dict[str, Seen]:
         """The data. Directories that private places come and go in have times of their own."""
         found = look(self.root)
-        for name in ("new", "volume"):
+        for name in ("new", "tree/sub", "volume"):
             if name in found:
                 found[name] = found[name]._replace(mtime_ns=0)
         return found

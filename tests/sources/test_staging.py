@@ -182,6 +182,60 @@ def test_a_mount_point_is_replaced_from_inside(tmp_path: Path, other_file_system
     among_own_mounts(restore)
 
 
+def test_what_was_chosen_in_a_directory_that_may_not_be_written() -> None:
+    def restore(root: Path) -> None:
+        target = Target(root)
+        closed = root / "models" / "closed"
+        (closed / "d").mkdir(parents=True)
+        (closed / "d/x").write_text("old")
+        (closed / "y").write_text("old")
+        closed.chmod(0o500)
+        models = root / "models"
+        path = "files/models/closed/y"
+        with pytest.raises(RestoreError, match="cannot write to"):
+            target.stage(Backup((file(path), b"new")), {path: "models/closed/y"}, inner={path: models})
+        path = "files/models/closed/d"
+        backup = Backup(directory(path, mode=0o700), (file(f"{path}/x"), b"new"))
+        (swap,) = target.stage(backup, {path: "models/closed/d"}, inner={path: models})
+        assert isinstance(swap, RenameSwap)
+        assert swap.place.parent == closed / "d"
+        swap.apply()
+        assert (closed / "d/x").read_text() == "new"
+        swap.revert()
+        assert [(closed / name).read_text() for name in ("d/x", "y")] == ["old", "old"]
+
+    with scratch() as root:
+        if os.geteuid() == 0:
+            os.chown(root, NOBODY, NOBODY)
+        as_nobody(lambda: restore(root))
+
+
+def test_what_was_chosen_in_a_mount_point_is_kept_within_it(tmp_path: Path) -> None:
+    chosen = Backup((file("files/models/d/x"), b"new"))
+    names = {"files/models/d/x": "models/d/x"}
+
+    def restore(mounted: str, kept_in: str) -> None:
+        target = Target(tmp_path)
+        models = tmp_path / "models"
+        (models / "d").mkdir(parents=True, exist_ok=True)
+        if mounted:
+            mount_memory(tmp_path / mounted, size=1 << 20)
+        (models / "d").mkdir(exist_ok=True)
+        (models / "d/x").write_text("old")
+        before = look(models)
+        (swap,) = target.stage(chosen, names, inner={"files/models/d/x": models})
+        assert isinstance(swap, RenameSwap)
+        assert swap.place.parent == tmp_path / kept_in
+        swap.apply()
+        assert (models / "d/x").read_text() == "new"
+        swap.revert()
+        assert look(models).keys() - {swap.place.name} >= before.keys()
+        assert (models / "d/x").read_text() == "old"
+
+    for mounted, kept_in in (("", ""), ("models", "models"), ("models/d", "models/d")):
+        among_own_mounts(lambda mounted=mounted, kept_in=kept_in: restore(mounted, kept_in))  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -46,6 +46,32 @@ def again(swap: RenameSwap) -> RenameSwap:
     return RenameSwap.from_journal(json.loads(json.dumps(swap.to_journal())))
 
 
+def test_a_place_may_lie_in_a_directory_above(live: Path) -> None:
+    inner = live / "a" / "b"
+    inner.mkdir(parents=True)
+    fill(inner, "old", ALL)
+    old = content(inner)
+    (live / PLACE).mkdir(mode=0o700)
+    fill(live / PLACE / "staged", "new", NEW)
+    swap = RenameSwap.prepare(live / PLACE, NEW, ("a", "b"))
+    again(swap).apply()
+    new = content(inner)
+    assert new["file"] != old["file"]
+    assert new["only-old"] == old["only-old"]
+    back = again(swap).reversed()
+    back.apply()
+    assert content(inner) == old
+
+
+def test_a_journal_cannot_name_a_way_out_of_a_place(live: Path) -> None:
+    (live / PLACE).mkdir(mode=0o700)
+    fill(live / PLACE / "staged", "new", NEW)
+    state = RenameSwap.prepare(live / PLACE, NEW).to_journal()
+    for way in ([".."], ["a/b"], [""], [PLACE], 1):
+        with pytest.raises((TypeError, ValueError)):
+            RenameSwap.from_journal({**state, "within": way})
+
+
 def content(live: Path) -> dict[str, tuple[str, object]]:
     return {path: (seen.kind, seen.content) for path, seen in look(live).items()}
 

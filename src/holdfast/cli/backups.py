@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from holdfast.cli._context import command
 from holdfast.cli._terminal import human_size, human_time, print_json, print_table, say, watching
 from holdfast.errors import EXIT_FAILED, EXIT_WARNINGS
 from holdfast.text import harmless
+
+if TYPE_CHECKING:
+    from holdfast.repository.base import Tensor
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Id = Annotated[
@@ -179,11 +182,12 @@ def diff(
     with command(as_json=as_json, looking=True) as installation:
         import json
 
-        from holdfast.jobs.diff import RowDifference
+        from holdfast.jobs.diff import RowDifference, TensorDifference
         from holdfast.jobs.diff import diff as run
 
         signs = {"added": "+", "removed": "-", "changed": "M", "attributes": "U"}
         for found in run(installation, backup_id, other_id):
+            said: dict[str, Any]
             if isinstance(found, RowDifference):
                 said = {
                     "database": found.database,
@@ -194,6 +198,17 @@ def diff(
                 line = (
                     f"R {found.database}.{found.table}: {_count(found.before)} -> {_count(found.after)} rows"
                 )
+            elif isinstance(found, TensorDifference):
+                said = {
+                    "path": found.path,
+                    "tensor": found.tensor,
+                    "change": found.change,
+                    "before": _form(found.before),
+                    "after": _form(found.after),
+                }
+                forms = [_told(form) for form in (found.before, found.after)]
+                told = f"{forms[0]}, other content" if found.change == "changed" else " -> ".join(forms)
+                line = f"T {found.path} {found.tensor}: {told}"
             else:
                 sizes = [entry.size if entry is not None else None for entry in (found.before, found.after)]
                 said = {"path": found.path, "change": found.change, "before": sizes[0], "after": sizes[1]}
@@ -202,6 +217,14 @@ def diff(
                 )
                 line = f"{signs[found.change]} {found.path}{told}"
             print(json.dumps(said) if as_json else harmless(line))
+
+
+def _form(tensor: Tensor | None) -> dict[str, str] | None:
+    return None if tensor is None else {"dtype": tensor.dtype, "shape": tensor.shape}
+
+
+def _told(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{tensor.dtype} {tensor.shape}".strip() or "tensor"
 
 
 def _count(number: int | None) -> str:

@@ -12,12 +12,22 @@ from holdfast.cli._terminal import ask, human_size, human_time, print_json, prin
 from holdfast.cli.backups import Components, Id, Json
 from holdfast.errors import EXIT_WARNINGS
 
+Paths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--path",
+        metavar="PATH",
+        help="Only this file, directory or database, as `holdfast ls` prints it, or relative to the service "
+        "root. Repeat it for several.",
+    ),
+]
 Confirm = Annotated[bool, typer.Option("--confirm", help="Replace live data without asking.")]
 
 
 def restore(
     backup_id: Id,
     component: Components = None,
+    path: Paths = None,
     target: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Restore below this directory, and touch nothing else.")
     ] = None,
@@ -40,6 +50,7 @@ def restore(
                 backup_id,
                 emit,
                 components=component or None,
+                paths=path or None,
                 target=target,
                 confirm=lambda question: confirm or ask(question),
                 vouch=ask,

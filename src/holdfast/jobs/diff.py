@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
+
+from blake3 import blake3
 
 from holdfast.installation import Installation
 from holdfast.jobs._locate import locate
-from holdfast.model import Entry, SourceRecord, order_key
-from holdfast.repository.base import StoredBackup
+from holdfast.model import COMPONENTS, Entry, SourceRecord, order_key
+from holdfast.repository.base import Pieces, StoredBackup, Tensor, Tensors
 
 Change = Literal["added", "removed", "changed", "attributes"]
 
@@ -34,9 +37,31 @@ class RowDifference:
     after: int | None
 
 
-def diff(installation: Installation, one: str, other: str) -> Iterator[Difference | RowDifference]:
-    """The differences from one backup to another, in the order of the sources and their entries. Nothing but the
-    manifests is read. Raises HoldfastError of every kind."""
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """A tensor of a model file that is not the same in both. It follows the `Difference` of its file. `form`: another
+    dtype or shape; `changed`: another content alone."""
+
+    path: str
+    """The file's."""
+    tensor: str
+    change: Literal["added", "removed", "changed", "form"]
+    before: Tensor | None
+    after: Tensor | None
+
+
+Found = Difference | RowDifference | TensorDifference
+
+IsSame = Callable[[Entry, Entry], bool]
+
+
+def diff(installation: Installation, one: str, other: str) -> Iterator[Found]:
+    """The differences from one backup to another, in the order of the sources and their entries.
+
+    Nothing but the manifests is read, and of models that have changed the headers, where both backups are of a format
+    that tells tensors. Of two formats, whose digests cannot be compared, files of the same size are read. Raises
+    HoldfastError of every kind.
+    """
     first, before = locate(installation, one)
     second, after = locate(installation, other)
     with first.lent(), first.open(before) as old, second.lent(), second.open(after) as new:
@@ -45,19 +70,20 @@ def diff(installation: Installation, one: str, other: str) -> Iterator[Differenc
             yield from _of_source(old, new, key)
 
 
-def _of_source(
-    old: StoredBackup, new: StoredBackup, key: tuple[int, str]
-) -> Iterator[Difference | RowDifference]:
+def _of_source(old: StoredBackup, new: StoredBackup, key: tuple[int, str]) -> Iterator[Found]:
     records = [next((known for known in stored.sources() if known.key == key), None) for stored in (old, new)]
     yield from _rows(*records)
     before, after = (
         iter(()) if record is None else stored.entries(record)
         for stored, record in zip((old, new), records, strict=True)
     )
-    yield from _merge(before, after)
+    for found in _merge(before, after, partial(_is_same, old, new)):
+        yield found
+        if COMPONENTS[key[0]] == "models" and found.change == "changed":
+            yield from _tensors(old, new, found)
 
 
-def _merge(before: Iterator[Entry], after: Iterator[Entry]) -> Iterator[Difference]:
+def _merge(before: Iterator[Entry], after: Iterator[Entry], is_same: IsSame) -> Iterator[Difference]:
     old, new = next(before, None), next(after, None)
     while old is not None or new is not None:
         old_key = order_key(old.path) if old is not None else None
@@ -73,19 +99,55 @@ def _merge(before: Iterator[Entry], after: Iterator[Entry]) -> Iterator[Differen
         else:
             assert old is not None
             assert new is not None
-            if change := _change(old, new):
+            if change := _change(old, new, is_same):
                 yield Difference(new.path, change, old, new)
             old, new = next(before, None), next(after, None)
 
 
-def _change(old: Entry, new: Entry) -> Change | None:
-    if (old.kind, old.size, old.digest, old.target) != (new.kind, new.size, new.digest, new.target):
+def _is_same(before: StoredBackup, after: StoredBackup, old: Entry, new: Entry) -> bool:
+    """Whether two files of the same size have the same content."""
+    if before.digests == after.digests:
+        return old.digest == new.digest
+    return _hashed(before.read(old)) == _hashed(after.read(new))
+
+
+def _hashed(pieces: Pieces) -> bytes:
+    digest = blake3()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
+
+
+def _change(old: Entry, new: Entry, is_same: IsSame) -> Change | None:
+    if (old.kind, old.size, old.target) != (new.kind, new.size, new.target):
+        return "changed"
+    if old.kind == "file" and not is_same(old, new):
         return "changed"
     shown = [(entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs) for entry in (old, new)]
     # A directory's time only says that something in it has changed, which is told anyway.
     if old.kind != "directory" and shown[0] != shown[1]:
         return "attributes"
     return "attributes" if shown[0][:3] != shown[1][:3] else None
+
+
+def _tensors(old: StoredBackup, new: StoredBackup, file: Difference) -> Iterator[TensorDifference]:
+    sides: list[Tensors] = []
+    for stored, entry in ((old, file.before), (new, file.after)):
+        known = stored.tensors(entry) if entry is not None and entry.kind == "file" else None
+        if known is None or (sides and sides[0].key != known.key):
+            return
+        sides.append(known)
+    before, after = ({tensor.name: tensor for tensor in side.tensors} for side in sides)
+    for name in sorted({*before, *after}):
+        one, other = before.get(name), after.get(name)
+        if one == other:
+            continue
+        if one is None or other is None:
+            yield TensorDifference(file.path, name, "added" if one is None else "removed", one, other)
+        elif (one.dtype, one.shape) != (other.dtype, other.shape):
+            yield TensorDifference(file.path, name, "form", one, other)
+        else:
+            yield TensorDifference(file.path, name, "changed", one, other)
 
 
 def _rows(old: SourceRecord | None, new: SourceRecord | None) -> Iterator[RowDifference]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from holdfast.errors import ConfirmationRequired
+from holdfast.errors import ConfirmationRequired, RestoreError
 from holdfast.events import Emit, Noted, RunFinished, RunStarted, StageStarted, Warned
 from holdfast.installation import Installation
 from holdfast.jobs._locate import locate
+from holdfast.jobs._paths import find_paths
 from holdfast.jobs._reading import Reading, check_room, chosen
 from holdfast.jobs._restore_log import RestoreLog, restore_log
+from holdfast.jobs._selection import Selection, SourceKey
 from holdfast.jobs._trust import Confirm, check_signature
 from holdfast.model import COMPONENTS, BackupMetadata, SourceRecord
 from holdfast.repository.base import StoredBackup
 from holdfast.sources.files._staging import make_empty_directory
+from holdfast.text import shown
 from holdfast.transaction import Transaction
 
+_NAMED = 5
+"""Paths that are told, of those that were chosen."""
 _ROOM = "What is there now is kept until the restore has succeeded. Free some space, or use --target."
 
 
@@ -48,6 +55,7 @@ def restore(
     emit: Emit,
     *,
     components: Sequence[str] | None = None,
+    paths: Sequence[str] | None = None,
     target: Path | None = None,
     confirm: Confirm = nobody,
     vouch: Confirm = nobody,
@@ -56,31 +64,42 @@ def restore(
 ) -> Restored:
     """Restores a backup's components, by default all of them, over the live data, or below `target`.
 
-    `confirm` is asked before live data is replaced, `vouch` where nothing tells yet whose backups to believe.
-    With `create_db`, missing directories above a SQLite file are made. On any error the data is as it was. Raises
-    HoldfastError of every kind.
+    With `paths` only these files, directories and databases, as `ls` prints them, relative to the service root, or
+    absolute; their neighbours are left alone. `confirm` is asked before live data is replaced, `vouch` where nothing
+    tells yet whose backups to believe. With `create_db`, missing directories above a SQLite file are made. On any
+    error the data is as it was. Raises HoldfastError of every kind.
     """
     started = time.monotonic()
     with restore_log(installation, reference, emit) as log:
         repository, metadata = locate(installation, reference)
         wanted = chosen(metadata, components)
         log.emit(RunStarted("restore", metadata.backup_id))
-        if reference == "latest" and components is None:
+        if reference == "latest" and components is None and not paths:
             _tell_what_it_lacks(repository.backups(), metadata, log.emit)
         check_signature(installation, repository, metadata, trust=trust, vouch=vouch)
         with repository.lent(), repository.open(metadata) as stored:
             records = [record for record in stored.sources() if record.component in wanted]
-            work = _Work(stored, records, log)
+            replaced = ", ".join(dict.fromkeys(record.component for record in records))
+            only: dict[SourceKey, list[str]] = {}
+            source = stored
+            if paths:
+                found = find_paths(stored, records, paths, installation.settings.root)
+                replaced = _named([path for each in found.values() for path in each])
+                log.emit(Noted(f"only {replaced} of {metadata.backup_id}"))
+                is_there = partial(_is_there, installation) if target is None else _nothing
+                source = selection = Selection(stored, found, is_there)
+                records = list(selection.sources())
+                only = {record.key: selection.tops(record) for record in records}
+            work = _Work(source, records, log)
             if target is not None:
                 work.extract(installation, target)
             else:
-                replaced = ", ".join(dict.fromkeys(record.component for record in records))
                 root = installation.settings.root
                 if not confirm(f"Replace {replaced} in {root} by {metadata.backup_id}?"):
                     raise ConfirmationRequired(
                         f"restoring {metadata.backup_id} replaces {replaced} in {root}"
                     )
-                work.swap(installation, metadata, create_db=create_db)
+                work.swap(installation, metadata, only, create_db=create_db)
         log.emit(RunFinished("restore", metadata.backup_id))
         return Restored(
             metadata=metadata,
@@ -93,6 +112,26 @@ def restore(
             target=target,
             log=log.path,
         )
+
+
+def _named(paths: Sequence[str]) -> str:
+    return ", ".join([shown(path) for path in paths[:_NAMED]] + ["…"] * (len(paths) > _NAMED))
+
+
+def _nothing(record: SourceRecord, path: str) -> bool:
+    return False
+
+
+def _is_there(installation: Installation, record: SourceRecord, path: str) -> bool:
+    place = installation.place(record, path)
+    if os.path.isdir(place) and (path in record.roots or not os.path.islink(place)):
+        return True
+    if os.path.lexists(place):
+        raise RestoreError(
+            f"{shown(str(place))} is no directory, and in the backup it is one",
+            hint=f"Restore all of it, with --path {shown(path)}; or restore elsewhere with --target DIR.",
+        )
+    return False
 
 
 def _tell_what_it_lacks(backups: Sequence[BackupMetadata], latest: BackupMetadata, emit: Emit) -> None:
@@ -117,9 +156,17 @@ class _Work:
         self._records = records
         self._log = log
 
-    def swap(self, installation: Installation, metadata: BackupMetadata, *, create_db: bool) -> None:
+    def swap(
+        self,
+        installation: Installation,
+        metadata: BackupMetadata,
+        only: Mapping[SourceKey, Sequence[str]],
+        *,
+        create_db: bool,
+    ) -> None:
         targets = [
-            (record, installation.target(record, create_database=create_db)) for record in self._records
+            (record, installation.target(record, create_database=create_db, only=only.get(record.key)))
+            for record in self._records
         ]
         needs: dict[Path, int] = {}
         for record, place in targets:

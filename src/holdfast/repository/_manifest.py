@@ -469,8 +469,9 @@ class Rows:
             line = self._lines.line
             if not line.startswith(_PART):
                 raise CorruptBackup("the manifest ends in the middle of a file's parts")
-            yield line
+            # Before it is given out: who has seen enough need not ask for the rest.
             self._lines.advance()
+            yield line
 
 
 def _parse(line: bytes) -> dict[str, Any]:

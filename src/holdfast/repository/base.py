@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from holdfast.model import BackupMetadata, BackupType, Component, Entry, Signature, SourceRecord
 
 Pieces = Iterator["bytes | memoryview"]
+
+SHA256 = "sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +102,37 @@ class Run(Protocol[K]):
         ...
 
 
+class Tensor(NamedTuple):
+    """What is known of a tensor in a model file without reading it."""
+
+    name: str
+    dtype: str
+    """As the format of the file names it; empty where it is part of a shortened name."""
+    shape: str
+    """``768x3072``; empty for a single number."""
+    content: bytes
+    """The same where the content is, and only there; among those of one `Tensors.key`."""
+
+
+class Tensors(NamedTuple):
+    """The tensors of a model file."""
+
+    key: bytes
+    """Contents that are named under different keys cannot be compared."""
+    tensors: list[Tensor]
+    """Each name once."""
+
+
 class StoredBackup(Protocol):
     """A backup opened for reading, whole: what it rests on is already resolved."""
 
     metadata: BackupMetadata
+
+    @property
+    def digests(self) -> str:
+        """What the digests of its entries are: they can be compared with those of a backup that says the same.
+        `SHA256` is the SHA-256 of the content."""
+        ...
 
     def sources(self) -> Sequence[SourceRecord]: ...
 
@@ -114,6 +143,11 @@ class StoredBackup(Protocol):
     def read(self, entry: Entry) -> Pieces:
         """An entry's content; CorruptBackup after the last piece when it is not what the manifest says. Entries
         are best read in the order in which `entries` gives them."""
+        ...
+
+    def tensors(self, entry: Entry) -> Tensors | None:
+        """The tensors of a file that was given out last, told without reading more of it than its header. None for
+        what is no model, or where that cannot be told. Raises CorruptBackup."""
         ...
 
 

@@ -11,6 +11,7 @@ from holdfast.errors import CorruptBackup, HostileBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord, order_key
 from holdfast.repository._manifest import Row, Rows, SourceKey, parse_part
 from holdfast.repository.archive._open import OpenArchive
+from holdfast.repository.base import SHA256, Tensors
 
 Pieces = Iterator["bytes | memoryview"]
 _WHOLE = 1 << 20
@@ -50,6 +51,10 @@ class StoredArchive:
                     f"{above.header.id} rests on another {above.header.parent} than the one that is here",
                     hint="Somebody has replaced the parent. An older full backup may still be good.",
                 )
+
+    @property
+    def digests(self) -> str:
+        return SHA256
 
     def sources(self) -> Sequence[SourceRecord]:
         return sorted(self._levels[-1].sources, key=lambda record: record.key)
@@ -92,6 +97,10 @@ class StoredArchive:
                 yield piece
         if digest.hexdigest() != located.entry.digest:
             raise _differs(located.entry)
+
+    def tensors(self, entry: Entry) -> Tensors | None:
+        """Always None: nothing short of reading all of a file tells which of its tensors are the same."""
+        return None
 
     def _locate(self, entry: Entry) -> Located:
         if self._last is not None and self._last.entry is entry:

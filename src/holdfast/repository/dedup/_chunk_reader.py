@@ -74,6 +74,10 @@ class ChunkReader:
         block = self._block(place).result()
         return bytes(block[place.offset : place.offset + place.length])
 
+    def id_keys(self, packs: Iterable[int]) -> set[bytes]:
+        """The keys that name the chunks in these packs of the list. Raises CorruptBackup, KeyMissing, KeyWrong."""
+        return {self._keys_of(parse_object_name(self._pack(number))[0]).id_key for number in packs}
+
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
         for source, _ in self._readers.values():
@@ -118,9 +122,12 @@ class ChunkReader:
             self._loaded.add(number)
 
     def _table(self, number: int) -> PackTable:
+        return self._reader(self._pack(number)).table
+
+    def _pack(self, number: int) -> str:
         if number >= len(self._packs) or not self._packs[number].hash:
             raise CorruptBackup(f"{self._name}: a chunk is said to lie in a pack that is not listed")
-        return self._reader(self._packs[number].name).table
+        return self._packs[number].name
 
     def _reader(self, pack: str) -> PackReader:
         held = self._readers.get(pack)

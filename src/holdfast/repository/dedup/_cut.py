@@ -18,10 +18,8 @@ from collections.abc import Iterator
 
 from holdfast.repository.dedup._cdc import cut_by_content
 from holdfast.repository.dedup._chunk import MAX_CHUNK, Chunk, by_content, fixed
-from holdfast.repository.dedup._gguf import GgufHeader, looks_like_gguf
+from holdfast.repository.dedup._headers import HEADER_STEP, header_reader
 from holdfast.repository.dedup._layout import Extent, HeaderReader, Layout
-from holdfast.repository.dedup._npy import NpyHeader, looks_like_npy
-from holdfast.repository.dedup._safetensors import SafetensorsHeader, looks_like_safetensors
 from holdfast.repository.dedup._stream import ByteStream
 from holdfast.repository.dedup._zip import cut_zip, looks_like_zip
 
@@ -33,7 +31,6 @@ _SQLITE_CHUNK = 16 << 10
 _SQLITE_PAGES = {1 << power for power in range(9, 16)}
 _LARGEST_PAGE = 64 << 10
 _MAGIC = 18
-_HEADER_STEP = 64 << 10
 
 
 def cut(pieces: Iterator[bytes | memoryview], key: bytes) -> Iterator[Chunk]:
@@ -44,12 +41,8 @@ def cut(pieces: Iterator[bytes | memoryview], key: bytes) -> Iterator[Chunk]:
     """
     stream = ByteStream(pieces)
     start = stream.peek(_MAGIC)
-    if looks_like_safetensors(start):
-        return _by_header(stream, SafetensorsHeader(), key)
-    if looks_like_gguf(start):
-        return _by_header(stream, GgufHeader(), key)
-    if looks_like_npy(start):
-        return _by_header(stream, NpyHeader(), key)
+    if reader := header_reader(start):
+        return _by_header(stream, reader, key)
     if bytes(start[:16]) == _SQLITE_MAGIC:
         page = int.from_bytes(start[16:18], "big")
         page = page if page in _SQLITE_PAGES else _LARGEST_PAGE
@@ -92,7 +85,7 @@ class _Header:
         if self._reader is None:
             return self._stream.readinto(buffer)
         begin = self._stream.at
-        fed = buffer[:_HEADER_STEP]
+        fed = buffer[:HEADER_STEP]
         fed = fed[: self._stream.readinto(fed)]
         try:
             self.layout = self._reader.feed(fed)

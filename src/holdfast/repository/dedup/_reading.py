@@ -66,7 +66,7 @@ class Reading(Catalog):
             if missing := needed - self._packs_there({pack[:2] for pack in needed}):
                 raise missing_pack(min(missing), metadata.backup_id)
             chunks = ChunkReader(self._storage, self._keys_of, manifest.packs, name=metadata.backup_id)
-            stored = StoredManifest(metadata, manifest, chunks)
+            stored = StoredManifest(metadata, manifest, chunks, lambda: self._keys_of(manifest.run).id_key)
             stack.callback(stored.close)
             yield stored
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from holdfast.errors import CorruptBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord
 from holdfast.repository._manifest import ChunkRef, Rows, parse_chunks
+from holdfast.repository.base import Tensors
 from holdfast.repository.dedup._chunk_reader import ChunkReader
 from holdfast.repository.dedup._digest import ContentDigest
+from holdfast.repository.dedup._ids import key_name
 from holdfast.repository.dedup._manifest_object import ManifestReader
+from holdfast.repository.dedup._tensors import tensors_of
 
 Pieces = Iterator["bytes | memoryview"]
 
@@ -27,8 +30,16 @@ class _Current:
 class StoredManifest:
     """Implements `holdfast.repository.base.StoredBackup`."""
 
-    def __init__(self, metadata: BackupMetadata, manifest: ManifestReader, chunks: ChunkReader) -> None:
+    def __init__(
+        self,
+        metadata: BackupMetadata,
+        manifest: ManifestReader,
+        chunks: ChunkReader,
+        id_key: Callable[[], bytes],
+    ) -> None:
+        """`id_key` of the run that made it; asked when it is needed."""
         self.metadata = metadata
+        self._id_key = id_key
         self.manifest = manifest
         self.reader = chunks
         self._current: _Current | None = None
@@ -36,6 +47,10 @@ class StoredManifest:
     def close(self) -> None:
         """Ends the threads of the reader."""
         self.reader.close()
+
+    @property
+    def digests(self) -> str:
+        return f"chunks under {key_name(self._id_key()).hex()}"
 
     def sources(self) -> Sequence[SourceRecord]:
         return sorted(self.manifest.end.sources, key=lambda record: record.key)
@@ -79,6 +94,19 @@ class StoredManifest:
             if digest.size > entry.size:
                 return
             yield chunk
+
+    def tensors(self, entry: Entry) -> Tensors | None:
+        packs: set[int] = set()
+
+        def chunks() -> Iterator[ChunkRef]:
+            for chunk in self.chunks(entry):
+                packs.add(chunk.pack)
+                yield chunk
+
+        found = tensors_of(chunks(), entry.size, lambda chunk: b"".join(self.reader.read([chunk])))
+        keys = self.reader.id_keys(packs) if found is not None else set()
+        # Ids under several keys in one file: then one content may have several.
+        return Tensors(key_name(keys.pop()), found) if found is not None and len(keys) == 1 else None
 
     def _locate(self, entry: Entry) -> Rows:
         current = self._current

@@ -32,11 +32,23 @@ class FilesTarget:
     that is a link is followed, as it is when it is backed up. Missing directories above a target are made.
     """
 
-    def __init__(self, targets: Mapping[str, Path], *, never: Collection[Path] = ()) -> None:
+    def __init__(
+        self,
+        targets: Mapping[str, Path],
+        *,
+        never: Collection[Path] = (),
+        inner: Mapping[str, Path] | None = None,
+    ) -> None:
         """`targets`: for the entry path of each root, where it belongs. `never`: what no restore may take away
-        or replace, such as keys and the backup directory."""
+        or replace, such as keys and the backup directory.
+
+        `inner`: those of `targets` that are no roots but lie in one, and where that root is. There a link is data
+        like any other, and is replaced and not followed; and what is kept lies beside the root, so that a later
+        restore of all of it finds nothing of ours in it.
+        """
         self._targets = targets
         self._never = never
+        self._inner = inner or {}
 
     def needs(self, total_bytes: int) -> dict[Path, int]:
         """See `Restorable.needs`. What is live is kept by renaming it, and takes no room. Empty where the targets
@@ -50,7 +62,7 @@ class FilesTarget:
         Raises HostileBackup, CorruptBackup, NoSpace, and RestoreError where a target cannot be replaced.
         """
         with ExitStack() as stack:
-            stage = _Stage(self._targets, self._never, staging, stack)
+            stage = _Stage(self._targets, self._never, self._inner, staging, stack)
             write_tree(entries, read, self._targets, stage.locate, emit)
             return stage.swaps()
 
@@ -95,13 +107,17 @@ def make_empty_directory(directory: Path) -> None:
 class _Ground:
     """A directory in which roots go live, and its private place."""
 
-    def __init__(self, live: Path, staging: Staging, stack: ExitStack, *, whole: bool) -> None:
-        """`whole`: all that is in it is replaced, because it cannot be renamed itself."""
-        self.place = staging.place(live)
+    def __init__(
+        self, live: Path, staging: Staging, stack: ExitStack, *, whole: bool, beside: Path | None = None
+    ) -> None:
+        """`whole`: all that is in it is replaced, because it cannot be renamed itself. `beside`: where its private
+        place is made, a directory above it, else itself."""
+        beside = beside or live
+        self.place = staging.place(beside)
         self.whole = whole
         self.names: dict[str, None] = {}
-        self._live = _opened(live, stack)
-        self.descriptor = open_place(self.place.name, self._live)
+        self._within = live.relative_to(beside).parts
+        self.descriptor = open_place(self.place.name, _opened(beside, stack))
         stack.callback(os.close, self.descriptor)
         if not whole:
             os.mkdir(STAGED, 0o700, dir_fd=self.descriptor)
@@ -115,7 +131,7 @@ class _Ground:
         """The swap, once everything is staged; that is durable then."""
         with restoring(f"cannot write what was staged in {shown(str(self.place))} to the disk"):
             sync_file_system(self.descriptor)
-        return RenameSwap.prepare(self.place, None if self.whole else self._with_logs())
+        return RenameSwap.prepare(self.place, None if self.whole else self._with_logs(), self._within)
 
     def _with_logs(self) -> Iterator[str]:
         # A database's old log beside a new database would be played back into it.
@@ -133,9 +149,15 @@ class _Stage:
     """One call of `FilesTarget.stage`."""
 
     def __init__(
-        self, targets: Mapping[str, Path], never: Collection[Path], staging: Staging, stack: ExitStack
+        self,
+        targets: Mapping[str, Path],
+        never: Collection[Path],
+        inner: Mapping[str, Path],
+        staging: Staging,
+        stack: ExitStack,
     ) -> None:
         self._targets = targets
+        self._inner = inner
         self._never = [os.path.realpath(path) for path in never if os.path.lexists(path)]
         self._staging = staging
         self._stack = stack
@@ -147,7 +169,7 @@ class _Stage:
     def locate(self, entry: Entry) -> Spot:
         """Where to stage a root. Raises RestoreError where its target cannot be replaced."""
         target = os.path.realpath(self._targets[entry.path])
-        if entry.kind == "symlink":
+        if entry.kind == "symlink" or entry.path in self._inner:
             directory, name = os.path.split(os.path.abspath(self._targets[entry.path]))
             target = os.path.join(os.path.realpath(directory), name)
         self._check(target)
@@ -173,7 +195,9 @@ class _Stage:
                 )
             directory = os.path.dirname(directory)
         parts = os.path.relpath(target, directory).split("/")
-        return self._ground(directory, whole=False).spot(tuple(parts))
+        root = self._inner.get(entry.path)
+        beside = None if root is None else self._beside(directory, os.path.realpath(root))
+        return self._ground(directory, whole=False, beside=beside).spot(tuple(parts))
 
     def swaps(self) -> list[Swap]:
         """The swaps for all that was staged."""
@@ -201,10 +225,23 @@ class _Stage:
                     hint="Unmount it, or list what is mounted as a path of its own. " + _ELSEWHERE,
                 )
 
-    def _ground(self, live: str, *, whole: bool) -> _Ground:
+    def _beside(self, directory: str, root: str) -> Path | None:
+        """Where a private place can lie for what goes live in a directory that is, or is in, a root."""
+        for place in (os.path.dirname(root), root) if _may_write(directory) else ():
+            between = below(directory, place)
+            if between is not None and _may_write(place):
+                parts = [part for part in between.split("/") if part]
+                ways = (os.path.join(place, *parts[:count]) for count in range(1, len(parts) + 1))
+                if not any(is_mount_point(way, self._mounts) for way in ways):
+                    return Path(place)
+        return None
+
+    def _ground(self, live: str, *, whole: bool, beside: Path | None = None) -> _Ground:
         if live not in self._grounds:
             with restoring(f"cannot write to {shown(live)}"):
-                self._grounds[live] = _Ground(Path(live), self._staging, self._stack, whole=whole)
+                self._grounds[live] = _Ground(
+                    Path(live), self._staging, self._stack, whole=whole, beside=beside
+                )
         return self._grounds[live]
 
 

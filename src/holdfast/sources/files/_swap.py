@@ -53,7 +53,7 @@ class Side(NamedTuple):
 class RenameSwap:
     """Replaces some names in a directory, or all that is in it (a mount point cannot be renamed itself).
 
-    Its private place lies in that directory::
+    Its private place lies in that directory, or in one above it::
 
         /srv/                              live
         ├── models/                        one of the names
@@ -74,13 +74,15 @@ class RenameSwap:
     new: Side
     old: Side
     note: str = ""
+    within: tuple[str, ...] = ()
+    """The way from the directory of the place to the one whose names are replaced."""
 
     @classmethod
-    def prepare(cls, place: Path, names: Iterable[str] | None) -> RenameSwap:
+    def prepare(cls, place: Path, names: Iterable[str] | None, within: tuple[str, ...] = ()) -> RenameSwap:
         """The swap for what lies in ``staged`` in `place`. Where `names` is None, ``staged`` also has the
         attributes for the live directory. Raises RestoreError, NoSpace."""
         chosen = None if names is None else tuple(names)
-        with _Ground.opened(place) as ground:
+        with _Ground.opened(place, within) as ground:
             mode = stat.S_IMODE(os.stat(STAGED, dir_fd=ground.place, follow_symlinks=False).st_mode)
             os.chmod(STAGED, 0o700, dir_fd=ground.place)
             staged = ground.enter(STAGED)
@@ -93,7 +95,7 @@ class RenameSwap:
                     f"{shown(str(place.parent))} keeps its own mode and owner: this user may not change them"
                 )
             new = Side(STAGED, _unmovable(staged, _listed(staged)), top)
-            return cls(place, chosen, new, ground.side(_KEPT, chosen), note)
+            return cls(place, chosen, new, ground.side(_KEPT, chosen), note, within)
 
     def to_journal(self) -> dict[str, Any]:
         names = None if self.names is None else list(self.names)
@@ -102,6 +104,7 @@ class RenameSwap:
             "names": names,
             "new": self.new.to_json(),
             "old": self.old.to_json(),
+            "within": list(self.within),
         }
 
     @classmethod
@@ -111,11 +114,12 @@ class RenameSwap:
         if not place.is_absolute() or ".." in place.parts or not is_place_name(place.name):
             raise ValueError(f"{place} is not a private place")
         names = None if state["names"] is None else tuple(state["names"])
-        _check_names(names or ())
-        return cls(place, names, Side.from_json(state["new"]), Side.from_json(state["old"]))
+        within = tuple(state["within"])
+        _check_names((*(names or ()), *within))
+        return cls(place, names, Side.from_json(state["new"]), Side.from_json(state["old"]), within=within)
 
     def apply(self) -> None:
-        with _Ground.opened(self.place) as ground:
+        with _Ground.opened(self.place, self.within) as ground:
             going = self.new.directory + _GOING
             if ground.has(self.new.directory):
                 if not ground.has(self.old.directory):
@@ -133,7 +137,7 @@ class RenameSwap:
             ground.flush(arriving)
 
     def revert(self) -> None:
-        with _Ground.opened(self.place) as ground:
+        with _Ground.opened(self.place, self.within) as ground:
             going = self.new.directory + _GOING
             if ground.has(going):
                 back = ground.enter(going)
@@ -153,13 +157,14 @@ class RenameSwap:
     def reversed(self) -> Swap:
         """See `Swap.reversed`. Raises RestoreError where the kept state is gone."""
         self.settle()
-        with _Ground.opened(self.place) as ground:
+        with _Ground.opened(self.place, self.within) as ground:
             if not ground.has(self.old.directory):
                 raise RestoreError(f"what {self.place} kept is gone")
-            return RenameSwap(self.place, self.names, self.old, ground.side(self.new.directory, self.names))
+            kept = ground.side(self.new.directory, self.names)
+            return RenameSwap(self.place, self.names, self.old, kept, within=self.within)
 
     def settle(self) -> None:
-        with _Ground.opened(self.place) as ground:
+        with _Ground.opened(self.place, self.within) as ground:
             if ground.has(going := self.new.directory + _GOING):
                 os.rmdir(going, dir_fd=ground.place)
 
@@ -171,17 +176,20 @@ class RenameSwap:
 class _Ground:
     """A live directory and the private place in it, held open."""
 
-    def __init__(self, stack: ExitStack, place: Path) -> None:
+    def __init__(self, stack: ExitStack, place: Path, within: Sequence[str]) -> None:
         self._stack = stack
         self.live = self._held(os.open(place.parent, READ_DIRECTORY))
         self.place = self._held(open_place(place.name, self.live))
+        for name in within:
+            self.live = self._held(os.open(name, READ_DIRECTORY, dir_fd=self.live))
 
     @classmethod
     @contextmanager
-    def opened(cls, place: Path) -> Iterator[_Ground]:
+    def opened(cls, place: Path, within: Sequence[str]) -> Iterator[_Ground]:
         """Raises RestoreError, NoSpace, JournalRefused; in the block too, for what the system refuses there."""
-        with restoring(f"cannot replace what is in {shown(str(place.parent))}"), ExitStack() as stack:
-            yield cls(stack, place)
+        live = str(place.parent.joinpath(*within))
+        with restoring(f"cannot replace what is in {shown(live)}"), ExitStack() as stack:
+            yield cls(stack, place, within)
 
     def _held(self, descriptor: int) -> int:
         self._stack.callback(os.close, descriptor)
