@@ -13,7 +13,7 @@ from holdfast.repository._manifest import ChunkRef, PackRef
 from holdfast.repository.dedup._chunk import Chunk
 from holdfast.repository.dedup._ids import chunk_id
 from holdfast.repository.dedup._key_file import RunKeys
-from holdfast.repository.dedup._known import Known
+from holdfast.repository.dedup._memories import Memories
 from holdfast.repository.dedup._pack_writer import BlockBuilder, PackWriter
 from holdfast.repository.dedup._pack_writer import Chunk as StoredChunk
 from holdfast.repository.dedup._table import DIFFERENCE, PackTable
@@ -51,7 +51,7 @@ class ChunkStore:
         self,
         storage: Storage,
         keys: RunKeys,
-        known: Known,
+        known: Memories,
         bases: TensorBases,
         read_base: ReadBase,
         *,
