@@ -13,7 +13,7 @@ from typing import TypeVar
 from holdfast.crypto import fingerprint
 from holdfast.errors import CorruptBackup, StorageError
 from holdfast.repository.dedup._index_object import audience_digest, claimed_writer, open_index
-from holdfast.repository.dedup._key_file import RunKeys, key_file_digest
+from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._known import Known, KnownChunk, resting_on
 from holdfast.repository.dedup._names import pack_path, parse_object_name
 from holdfast.repository.dedup._table import PackTable
@@ -91,44 +91,42 @@ def learn(
     learnt = 0
     wrong: list[str] = []
     strangers: dict[str, str] = {}
+    ours = repository, audience_digest(audience)
     for path in storage.names("index/"):
         index = path.removeprefix("index/")
         try:
-            run, _ = parse_object_name(index)
+            parse_object_name(index)
         except CorruptBackup:
             continue  # parity, or not ours
         if memories.has_looked_at(index):
             continue
+        known: Known | None = None
         try:
-            source = storage.open(path)
+            with storage.open(path) as source:
+                key = claimed_writer(source)
+                writer = fingerprint(key) if key else ""
+                known = memories.by_writer.get(writer)
+                if known is None:
+                    strangers[index] = writer
+                    continue
+                found = open_index(source, index, id_key)
+            if found is not None and (found.repository, found.audience) == ours:
+                there = (table for table in found.tables if _is_there(storage, table))
+                learnt += known.learn(index, writer, found.key_file, there)
+            else:
+                known.note({index: writer})
         except FileNotFoundError:
             continue  # `gc` was faster
-        with source:
-            key = claimed_writer(source)
-            writer = fingerprint(key) if key else ""
-            known = memories.by_writer.get(writer)
-            if known is None:
-                strangers[index] = writer
-                continue
-            try:
-                found = open_index(source, index, id_key)
-                if (
-                    found is not None
-                    and (found.repository, found.audience) == (repository, audience_digest(audience))
-                    and found.key_file == key_file_digest(storage, run, encrypted=bool(audience))
-                ):
-                    there = (table for table in found.tables if _is_there(storage, table))
-                    learnt += known.learn(index, writer, found.key_file, there)
-                else:
-                    known.note({index: writer})
-            except (CorruptBackup, StorageError):
+        except (CorruptBackup, StorageError):
+            # What cannot be read at all may be a stranger's. Who trusts nobody else need not know of it.
+            if known is not None or len(memories.by_writer) > 1:
                 wrong.append(index)
     memories.own.note(strangers)
     if not wrong:
         return learnt, []
     count = "1 index object is" if len(wrong) == 1 else f"{len(wrong)} index objects are"
-    warning = f"{count} in the name of a writer that is trusted here, and not as it wrote them ({wrong[0]})"
-    return learnt, [f"{warning}: damage, or a forgery. What it says is not believed"]
+    warning = f"{count} not readable, or not as the trusted writer wrote that it names ({wrong[0]})"
+    return learnt, [f"{warning}: damage, or a forgery. Nothing of it is believed"]
 
 
 def _is_there(storage: Storage, table: PackTable) -> bool:
