@@ -77,6 +77,13 @@ def _words(text: object) -> object:
     return text.split() if isinstance(text, str) else text
 
 
+def _some_words(text: object) -> object:
+    words = _words(text)
+    if isinstance(text, str) and not words:
+        raise ValueError
+    return words
+
+
 def _channel(url: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", url.get_secret_value()):
         raise ValueError
@@ -172,7 +179,7 @@ Format = Annotated[Literal["archive", "dedup"], _must("be archive or dedup")]
 Writers = Annotated[
     tuple[Annotated[str, AfterValidator(_writer)], ...],
     Field(max_length=1000),
-    BeforeValidator(_words),
+    BeforeValidator(_some_words),
     _must(
         "be fingerprints as `holdfast check` shows them (SHA256:…), or public signing keys in base64: a list"
     ),
