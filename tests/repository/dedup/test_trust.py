@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from conformance.trees import file, models, noise, plan_of, store_source
+from conformance.trees import Trees, file, models, noise, plan_of, store_source
 from forks import scratch
 from holdfast.crypto import KeyRing, X25519Identity
 from holdfast.errors import CorruptBackup, KeyMissing, KeyWrong, RepositoryError, StorageError
@@ -409,6 +410,44 @@ def test_no_backup_is_made_of_what_went_while_it_was_made(pair: tuple[Host, Host
 
     with pytest.raises(RepositoryError, match="were deleted while"):
         make()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_hosts_do_beside_each_other_every_backup_restores(seed: int) -> None:
+    draw = random.Random(seed)
+    with scratch() as top:
+        every = hosts(top, "abc")
+        every[0].make(TREES)
+        for host in every[1:]:
+            host.join(every[0])
+        made: dict[str, Trees] = {}
+        stored = 0
+        for _ in range(40):
+            host = draw.choice(every)
+            match draw.choices(["make", "trust", "delete", "free", "forget"], [6, 2, 2, 5, 1])[0]:
+                case "make":
+                    picked = draw.sample(range(6), 2)
+                    trees = models(
+                        *(file(f"files/models/{n}", noise(30_000, 50 + n)) for n in sorted(picked))
+                    )
+                    metadata = host.make(trees)
+                    made[metadata.backup_id] = trees
+                    stored += metadata.size_bytes
+                case "trust":
+                    host.trusts = [other for other in every if other is not host and draw.random() < 0.7]
+                case "delete":  # most of them, so that much is freed
+                    for backup_id in draw.sample(sorted(made), len(made) * 3 // 4):
+                        host.repository().delete(host.repository().find(backup_id))
+                        del made[backup_id]
+                case "free":
+                    host.clock.forward(DAY)
+                    free(host)
+                case "forget":
+                    for path in host.memory.glob("chunks-*"):
+                        path.unlink()
+        assert stored < 40 * 60_000 / 2
+        for backup_id, trees in made.items():
+            host.assert_restores(host.repository().find(backup_id), trees)
 
 
 # What a host has lost, and what it is given

@@ -36,6 +36,7 @@ _BASE_PACK = struct.Struct("<16sI")
 _DIFFERENCE = 1 << 31
 """Added to the length of a chunk that is stored as a difference."""
 _BATCH = 1 << 16
+"""Chunks, or names, that are taken together."""
 
 
 class KnownChunk(NamedTuple):
@@ -132,8 +133,10 @@ class Known:
     def note(self, indexes: Mapping[str, str]) -> None:
         """Remembers, durably, index objects that need not be looked at again: their names, and the fingerprints of
         those who say to have written them. Raises StorageError."""
-        if indexes:
-            self._keep([], looked_at=indexes)
+        names = sorted(indexes)
+        # Others choose how many there are, and a record has a limit.
+        for start in range(0, len(names), _BATCH):
+            self._keep([], looked_at={name: indexes[name] for name in names[start : start + _BATCH]})
 
     def _keep(self, records: list[bytes], looked_at: Mapping[str, str] | None = None) -> None:
         notes = [_OF_INDEXES + json.dumps(looked_at).encode()] if looked_at else []
