@@ -141,8 +141,9 @@ class SignedIndex:
 def claimed_writer(source: RandomAccess) -> str:
     """The public signing key (base64) in an index object, read alone and believed in nothing: a cheap look at what
     others may have put there. Empty where there is no room for one."""
-    end = source.size - _SIGNATURE
-    return base64.b64encode(source.read_at(end - _KEY, _KEY)).decode("ascii") if end >= _KEY else ""
+    start = source.size - _SIGNATURE - _KEY
+    key = source.read_at(start, _KEY) if start >= 0 else b""
+    return base64.b64encode(key).decode("ascii") if len(key) == _KEY else ""
 
 
 def open_index(source: RandomAccess, name: str, id_key: bytes) -> SignedIndex | None:

@@ -117,16 +117,15 @@ def learn(
                 known.note({index: writer})
         except FileNotFoundError:
             continue  # `gc` was faster
-        except (CorruptBackup, StorageError):
+        except (CorruptBackup, StorageError) as error:
             # What cannot be read at all may be a stranger's. Who trusts nobody else need not know of it.
             if known is not None or len(memories.by_writer) > 1:
-                wrong.append(index)
+                wrong.append(str(error))
     memories.own.note(strangers)
     if not wrong:
         return learnt, []
-    count = "1 index object is" if len(wrong) == 1 else f"{len(wrong)} index objects are"
-    warning = f"{count} not readable, or not as the trusted writer wrote that it names ({wrong[0]})"
-    return learnt, [f"{warning}: damage, or a forgery. Nothing of it is believed"]
+    more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return learnt, [f"{wrong[0]}{more}: damage, or a forgery in a trusted name, and not believed"]
 
 
 def _is_there(storage: Storage, table: PackTable) -> bool:
