@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.clock import Clock, system_clock
 from holdfast.config import BackupConfig, DatabaseSpec, Settings, load_settings
-from holdfast.crypto import KeyRing, SigningKey, read_key_file, verify
+from holdfast.crypto import KeyRing, SigningKey, fingerprint, read_key_file, verify
 from holdfast.engines import SwapKinds, database_source, server_target, sqlite_target
 from holdfast.errors import ConfigError, CredentialError, KeyMissing, RestoreError
 from holdfast.model import Component, Signature, SourceRecord
@@ -93,6 +93,10 @@ class Installation:
                 host=host,
                 tool=tool,
                 clock=self.clock,
+                trust_writers=[
+                    writer if writer.startswith("SHA256:") else fingerprint(writer)
+                    for writer in self.settings.trust_writers
+                ],
             )
 
         return EitherRepository(storage, archive, dedup, writes=self.settings.format)

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from holdfast.config import BackupConfig, load_settings
 from holdfast.errors import ConfigError
 
+PUBLIC = "bm90IGEga2V5LCBidXQgb2YgdGhpcnR5LXR3byBieSE="
+FINGERPRINT = "SHA256:89AB-CDEF-0123-4567-89AB-CDEF-0123-4567"
+
 
 def test_without_any_configuration_the_contracts_defaults_hold(tmp_path: Path) -> None:
     settings = load_settings(tmp_path, {})
@@ -64,6 +67,7 @@ def test_every_variable_does_what_the_contract_says(tmp_path: Path) -> None:
             "BACKUP_COMPRESSION_LEVEL": "1",
             "BACKUP_MAX_SIZE_GB": "0.5",
             "BACKUP_ENCRYPT": "false",
+            "BACKUP_TRUST_WRITERS": f"{FINGERPRINT}  {PUBLIC}",
             "ENCRYPTION_KEY": "correct horse",
             "DATABASE_URL": "sqlite:///x.db",
             "LOG_LEVEL": "debug",
@@ -85,6 +89,7 @@ def test_every_variable_does_what_the_contract_says(tmp_path: Path) -> None:
     assert (settings.retention_days, settings.compression_level) == (7, 1)
     assert settings.max_bytes == 500_000_000
     assert not settings.encrypt
+    assert settings.trust_writers == (FINGERPRINT, PUBLIC)
     assert settings.encryption_key is not None
     assert settings.encryption_key.get_secret_value() == "correct horse"
     assert [database.name for database in settings.databases] == ["main"]
@@ -153,6 +158,8 @@ def test_a_wrong_value_is_refused_even_where_another_hides_it(tmp_path: Path) ->
         ("BACKUP_MAX_SIZE_GB", "-10", "above 0"),
         ("BACKUP_MAX_SIZE_GB", "1e999", "above 0"),
         ("BACKUP_ENCRYPT", "maybe", "true or false"),
+        ("BACKUP_TRUST_WRITERS", "", "fingerprints"),
+        ("BACKUP_TRUST_WRITERS", "backup-host", "fingerprints"),
         ("LOG_LEVEL", "loud", "DEBUG, INFO"),
         ("LOG_FORMAT", "xml", "text or json"),
         ("NOTIFICATION_EMAIL", "admin", "one e-mail address"),

@@ -39,6 +39,8 @@ class Settings:
     encrypt: bool
     format: BackupFormat
     """Of new backups."""
+    trust_writers: tuple[str, ...]
+    """Hosts, by public signing key or fingerprint, whose chunks count as stored."""
     include_models: bool
     include_config: bool
     include_logs: bool
@@ -149,6 +151,7 @@ def load_settings(
         max_bytes=max(1, round(backup.max_size_gb * 10**9)),
         encrypt=backup.encrypt,
         format=backup.format,
+        trust_writers=backup.trust_writers,
         include_models=backup.include_models,
         include_config=backup.include_config,
         include_logs=backup.include_logs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shlex
 from typing import Annotated, Any, Literal
@@ -76,6 +77,13 @@ def _words(text: object) -> object:
     return text.split() if isinstance(text, str) else text
 
 
+def _some_words(text: object) -> object:
+    words = _words(text)
+    if isinstance(text, str) and not words:
+        raise ValueError
+    return words
+
+
 def _channel(url: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", url.get_secret_value()):
         raise ValueError
@@ -89,6 +97,13 @@ def _web(url: SecretStr) -> SecretStr:
     if parts.scheme not in ("http", "https") or not whole:
         raise ValueError
     return url
+
+
+def _writer(text: str) -> str:
+    fingerprint = re.fullmatch(r"SHA256:[0-9A-F]{4}(-[0-9A-F]{4}){7}", text)
+    if fingerprint is None and len(base64.b64decode(text.encode("ascii"), validate=True)) != 32:
+        raise ValueError
+    return text
 
 
 def _lower(text: object) -> object:
@@ -161,6 +176,14 @@ Schedule = Annotated[
     _must("be hourly, daily, weekly, monthly, or the five fields of a cron line"),
 ]
 Format = Annotated[Literal["archive", "dedup"], _must("be archive or dedup")]
+Writers = Annotated[
+    tuple[Annotated[str, AfterValidator(_writer)], ...],
+    Field(max_length=1000),
+    BeforeValidator(_some_words),
+    _must(
+        "be fingerprints as `holdfast check` shows them (SHA256:…), or public signing keys in base64: a list"
+    ),
+]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
     BeforeValidator(_level_name),
@@ -187,6 +210,7 @@ class BackupTable(Table):
     max_size_gb: Gigabytes = 10.0
     encrypt: Switch = True
     format: Format = "archive"
+    trust_writers: Writers = ()
     include_models: Switch = True
     include_config: Switch = True
     include_logs: Switch = False

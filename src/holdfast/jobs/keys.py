@@ -75,14 +75,31 @@ def _rewrap(installation: Installation, old: KeyRing, new: KeyRing, emit: Emit) 
     return rotated
 
 
+def writer_key(installation: Installation) -> str:
+    """What other hosts need to find in the repository what this one stores: a secret line. Raises KeyMissing."""
+    return installation.repository.dedup.writer_key()
+
+
+def adopt_writer_key(installation: Installation, text: str) -> bool:
+    """Takes what `writer_key` gave on another host. False when it is this host's already. Raises KeyWrong, and
+    RepositoryError when backups were made here with another."""
+    installation.state.make()
+    return installation.repository.dedup.adopt_writer_key(text)
+
+
 def _read(path: Path) -> KeyRing:
+    return KeyRing.parse(read_secret(path).strip())
+
+
+def read_secret(path: Path) -> bytes:
+    """What a file holds that nobody else may read. Raises UsageError."""
     try:
         status = path.stat()
         if status.st_mode & 0o077:
             raise UsageError(f"{path} can be read by others", hint=f"chmod 600 {path}")
         if status.st_size > _TEXT_LIMIT:
             raise UsageError(f"{path} is too long for a key")
-        return KeyRing.parse(path.read_bytes().strip())
+        return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 

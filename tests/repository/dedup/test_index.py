@@ -1,27 +1,40 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import struct
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
+from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.crypto import SigningKey
 from holdfast.errors import CorruptBackup, StorageError
 from holdfast.repository.dedup import _index_object
 from holdfast.repository.dedup._id_table import IdTable
 from holdfast.repository.dedup._index import ChunkIndex, ChunkPlace
-from holdfast.repository.dedup._index_object import IndexWriter, read_index
+from holdfast.repository.dedup._index_object import (
+    IndexWriter,
+    claimed_writer,
+    open_index,
+    read_index,
+    seal_index,
+)
 from holdfast.repository.dedup._key_file import RunKeys
-from holdfast.repository.dedup._seal import HEADER_LENGTH, INDEX, INDEX_POSITION, Sealer
+from holdfast.repository.dedup._seal import HEADER_LENGTH
 from holdfast.repository.dedup._table import BASE_LENGTH, DIFFERENCE, PackTable
 from holdfast.storage.local import LocalStorage
+from repository.archive.archives import SIGNING_KEY, sign
 from repository.dedup.sealed import Bytes, flipped, make_keys
 
 KEYS = make_keys()
@@ -194,6 +207,14 @@ def shown(table: PackTable) -> tuple[object, ...]:
     return table.name, table.size, table.hash, table.blocks(), table.chunks()
 
 
+KEY_FILE = "ab" * 32
+AUDIENCE = "age1a age1b"
+
+
+def writer_of(storage: LocalStorage, keys: RunKeys) -> IndexWriter:
+    return IndexWriter(storage, keys, sign=sign, key_file=KEY_FILE, audience=AUDIENCE)
+
+
 def read_all(storage: LocalStorage, keys: RunKeys, names: Sequence[str]) -> list[PackTable]:
     found = []
     for name in names:
@@ -208,7 +229,7 @@ def test_an_index_gives_back_the_tables(
     tmp_path_factory: pytest.TempPathFactory, tables: list[PackTable], flush_at: int
 ) -> None:
     storage = LocalStorage(tmp_path_factory.mktemp("repository"))
-    writer = IndexWriter(storage, KEYS)
+    writer = writer_of(storage, KEYS)
     for number, table in enumerate(tables):
         writer.add(table)
         if number == flush_at:
@@ -225,7 +246,7 @@ TABLE = make_table(f"{KEYS.run}-7", [(1, [(name_of(1), 10), (name_of(2), 20)]), 
 
 
 def one_object(storage: LocalStorage) -> tuple[str, bytes]:
-    writer = IndexWriter(storage, KEYS)
+    writer = writer_of(storage, KEYS)
     writer.add(TABLE)
     writer.flush()
     (name,) = writer.names
@@ -239,8 +260,21 @@ def test_an_index_object_is_as_the_format_says(storage: LocalStorage) -> None:
     nonce = struct.pack("<IQ", 0, 2**64 - 2)
 
     assert data.startswith(head)
-    plain = AESGCM(KEYS.data_key).decrypt(nonce, data[len(head) :], head + b"I")
-    line, _, columns = zstandard.ZstdDecompressor().decompress(plain).partition(b"\n")
+    sealed, key, signature = data[len(head) : -96], data[-96:-64], data[-64:]
+    statement = f"holdfast index\n{hashlib.sha256(head + sealed).hexdigest()}\n".encode()
+    Ed25519PublicKey.from_public_bytes(key).verify(signature, statement)
+    assert base64.b64encode(key).decode() == SIGNING_KEY.public
+    secret = blake3(
+        KEYS.id_key + bytes.fromhex(KEYS.run), derive_key_context="holdfast 2026 index objects of a run"
+    ).digest()
+    plain = zstandard.ZstdDecompressor().decompress(AESGCM(secret).decrypt(nonce, sealed, head + b"I"))
+    first, _, record = plain.partition(b"\n")
+    assert json.loads(first) == {
+        "repository": KEYS.repository,
+        "key_file": KEY_FILE,
+        "audience": hashlib.sha256(b"age1a age1b").hexdigest(),
+    }
+    line, _, columns = record.partition(b"\n")
     assert json.loads(line) == {
         "pack": f"{KEYS.run}-7",
         "size": TABLE.size,
@@ -284,7 +318,7 @@ def test_an_index_of_a_later_version_asks_for_an_update(storage: LocalStorage) -
 
 
 def test_a_pack_of_another_run_is_not_indexed(storage: LocalStorage) -> None:
-    writer = IndexWriter(storage, make_keys())
+    writer = writer_of(storage, make_keys())
 
     with pytest.raises(ValueError, match="is not of run"):
         writer.add(TABLE)
@@ -292,7 +326,7 @@ def test_a_pack_of_another_run_is_not_indexed(storage: LocalStorage) -> None:
 
 def test_the_name_of_an_index_is_used_once(storage: LocalStorage) -> None:
     one_object(storage)
-    writer = IndexWriter(storage, KEYS)
+    writer = writer_of(storage, KEYS)
     writer.add(TABLE)
 
     with pytest.raises(StorageError, match="already exists"):
@@ -305,7 +339,7 @@ def test_the_name_of_an_index_is_used_once(storage: LocalStorage) -> None:
 
 def test_a_large_index_is_several_objects(storage: LocalStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_index_object, "_WRITE", 4 * len(RECORD))
-    writer = IndexWriter(storage, KEYS)
+    writer = writer_of(storage, KEYS)
     for _ in range(10):
         writer.add(TABLE)
 
@@ -315,10 +349,14 @@ def test_a_large_index_is_several_objects(storage: LocalStorage, monkeypatch: py
     assert len(read_all(storage, KEYS, writer.names)) == 10
 
 
-def forged(plain: bytes) -> list[PackTable]:
+HEAD = (
+    json.dumps({"repository": KEYS.repository, "key_file": "cd" * 32, "audience": "ef" * 32}).encode() + b"\n"
+)
+
+
+def forged(plain: bytes, head: bytes = HEAD) -> list[PackTable]:
     """What an index object says that somebody makes who has the keys and does not mean well."""
-    sealer = Sealer(KEYS, b"HFINDEX1", 0)
-    data = sealer.header + sealer.seal(INDEX, INDEX_POSITION, zstandard.compress(plain))
+    data = seal_index(KEYS, 0, head + plain, sign)
     return list(read_index(Bytes(data), f"{KEYS.run}-0", KEYS))
 
 
@@ -369,6 +407,52 @@ def test_an_honest_index_can_be_forged() -> None:
 def test_a_hostile_index_is_refused(plain: bytes) -> None:
     with pytest.raises(CorruptBackup):
         forged(plain)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"\n",
+        b"{}\n",
+        b"[]\n",
+        b"7\n",
+        b"[" * 100_000 + b"\n",
+        HEAD[:-1] + b" " * 10_000 + b"\n",
+        HEAD.replace(KEYS.repository.encode(), b"../etc"),
+        HEAD.replace(KEYS.repository.encode(), b"f" * 32),
+        HEAD.replace(b"cd", b"CD"),
+        HEAD.replace(b'"' + b"cd" * 32 + b'"', b"null"),
+        HEAD.replace(b"audience", b"whoever"),
+    ],
+    ids=lambda head: str(len(head)),
+)
+def test_an_index_that_does_not_say_of_what_it_is_one_is_refused(head: bytes) -> None:
+    with pytest.raises(CorruptBackup):
+        forged(RECORD, head)
+
+
+def test_an_index_of_another_id_key_says_nothing(storage: LocalStorage) -> None:
+    name, data = one_object(storage)
+    other = replace(KEYS, id_key=bytes(32))
+
+    assert open_index(Bytes(data), name, other.id_key) is None
+    with pytest.raises(CorruptBackup, match="not this run's"):
+        list(read_index(Bytes(data), name, other))
+
+
+def test_an_index_names_who_signed_it(storage: LocalStorage) -> None:
+    name, data = one_object(storage)
+    other = SigningKey.generate()
+    stolen = data[:-96] + base64.b64decode(other.public) + data[-64:]
+
+    found = open_index(Bytes(data), name, KEYS.id_key)
+    assert found is not None
+    assert found.writer == claimed_writer(Bytes(data)) == SIGNING_KEY.public
+    assert claimed_writer(Bytes(stolen)) == other.public
+    assert claimed_writer(Bytes(data[:95])) == ""
+    with pytest.raises(CorruptBackup, match="signature"):
+        open_index(Bytes(stolen), name, KEYS.id_key)
 
 
 def test_an_index_does_not_inflate_without_end() -> None:

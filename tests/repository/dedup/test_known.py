@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.errors import StorageError
+from holdfast.errors import CorruptBackup, StorageError
+from holdfast.repository.dedup import _known
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._known import Known, KnownChunk
 from holdfast.repository.dedup._record_file import RecordFile
@@ -242,6 +243,48 @@ def test_each_audience_has_a_memory_of_its_own(tmp_path: Path) -> None:
     assert of("age1b").packs() == {f"{KEYS.run}-0": 1000}
     assert of("age1b").key_files() == {KEYS.run: "cc" * 32}
     assert of("age1b").get(name_of(1)) == KnownChunk(f"{KEYS.run}-0", 1)
+
+
+# What index objects say
+
+
+@pytest.mark.parametrize("batch", [1, 4, 1000])
+def test_what_an_index_says_is_remembered_and_that_it_was_read(
+    tmp_path: Path, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_known, "_BATCH", batch)
+    known = remembered(tmp_path)
+    known.add(KEYS, table_of(0, [name_of(0)]), "ab" * 32)
+    tables = [table_of(number, [name_of(number), name_of(number + 10)]) for number in range(3)]
+    assert known.learn(f"{KEYS.run}-0", "SHA256:A", "ab" * 32, iter(tables)) == 2
+    known.note({f"{KEYS.run}-{number}": "SHA256:B" for number in range(1, 6)})
+    for again in (known, remembered(tmp_path)):
+        assert set(again.packs()) == {f"{KEYS.run}-{number}" for number in range(3)}
+        assert again.get(name_of(12)) == KnownChunk(f"{KEYS.run}-2", 2)
+        assert again.get(name_of(10)) is None  # of a pack that was known already
+        assert again.key_files() == {KEYS.run: "ab" * 32}
+        assert again.indexes == {f"{KEYS.run}-0": "SHA256:A"} | {
+            f"{KEYS.run}-{number}": "SHA256:B" for number in range(1, 6)
+        }
+    known.forget_packs([f"{KEYS.run}-1"])
+    assert len(remembered(tmp_path).packs()) == 2
+    assert len(remembered(tmp_path).indexes) == 6
+    other = Known(
+        tmp_path, repository=KEYS.repository, writer=KEYS.writer, id_key=KEYS.id_key, audience="age1"
+    )
+    other.take_over(known, {KEYS.run: "cd" * 32})
+    assert (len(other.packs()), other.indexes) == (2, {})
+
+
+def test_an_index_that_breaks_off_was_not_read(tmp_path: Path) -> None:
+    def tables() -> Iterator[PackTable]:
+        yield table_of(0, [name_of(0)])
+        raise CorruptBackup("damaged")
+
+    known = remembered(tmp_path)
+    with pytest.raises(CorruptBackup):
+        known.learn(f"{KEYS.run}-0", "SHA256:A", "ab" * 32, tables())
+    assert remembered(tmp_path).indexes == {}
 
 
 def test_a_pack_of_another_run_is_not_remembered_as_of_this(tmp_path: Path) -> None:

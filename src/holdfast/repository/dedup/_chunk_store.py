@@ -15,7 +15,7 @@ from holdfast.repository.dedup._chunk import MAX_CHUNK, Chunk
 from holdfast.repository.dedup._ids import chunk_id
 from holdfast.repository.dedup._index_object import IndexWriter
 from holdfast.repository.dedup._key_file import RunKeys
-from holdfast.repository.dedup._known import Known
+from holdfast.repository.dedup._memories import Memories
 from holdfast.repository.dedup._pack_writer import BlockBuilder, PackWriter
 from holdfast.repository.dedup._pack_writer import Chunk as StoredChunk
 from holdfast.repository.dedup._table import DIFFERENCE, PackTable
@@ -60,7 +60,7 @@ class ChunkStore:
         self,
         storage: Storage,
         keys: RunKeys,
-        known: Known,
+        known: Memories,
         bases: TensorBases,
         read_base: ReadBase,
         *,
@@ -71,6 +71,7 @@ class ChunkStore:
     ) -> None:
         """`index` takes the tables of packs. `key_file`: the SHA-256 of the run's. `packs`: those of the backup that
         this run compares with, whose numbers stay. `known` must hold nothing that is not there any more."""
+        self.index = index
         self.finished: list[str] = []
         """The packs that this run has made durable."""
         self._storage = storage
@@ -90,7 +91,6 @@ class ChunkStore:
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="seal")
         self._pack: _Pack | None = None
         self._count = 0
-        self._index = index
         self._finishing: tuple[_Pack, Future[PackTable]] | None = None
 
     def put(self, groups: Iterable[list[Chunk]]) -> Iterator[ChunkRef]:
@@ -134,7 +134,7 @@ class ChunkStore:
         """Makes everything durable. Returns the packs that are needed, in the order of their numbers."""
         self._flush()
         self._settle()
-        self._index.flush()
+        self.index.flush()
         self.check_size(0)
         self._bases.save()
         self._pool.shutdown()
@@ -150,7 +150,7 @@ class ChunkStore:
     @property
     def stored_bytes(self) -> int:
         """Bytes of finished packs, and of index objects."""
-        return self._pack_bytes + self._index.size
+        return self._pack_bytes + self.index.size
 
     def check_size(self, more: int) -> None:
         """Raises SizeLimitExceeded when the run would add more than it may, with so many bytes more."""
@@ -255,7 +255,7 @@ class ChunkStore:
         # First: a run that is cut off here must not take away the key of a pack that is remembered.
         self.finished.append(table.name)
         self._known.add(self._keys, table, self._key_file)
-        self._index.add(table)
+        self.index.add(table)
         for row in table.ids:
             self._new.pop(row.tobytes(), None)
         for block, identity, name in pack.tensors:

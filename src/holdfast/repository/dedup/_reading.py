@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 
@@ -46,8 +46,10 @@ class Reading(Catalog):
         host: str,
         tool: str,
         clock: Clock,
+        trust_writers: Sequence[str] = (),
     ) -> None:
-        """`writer`: this host's public signing key. `locate`: where on this host an entry's file lies, if it does."""
+        """`writer`: this host's public signing key. `locate`: where on this host an entry's file lies, if it does.
+        `trust_writers`: fingerprints of the hosts whose chunks are taken for stored."""
         super().__init__(storage)
         self._state = state
         self._seal = seal
@@ -56,6 +58,7 @@ class Reading(Catalog):
         self._host = host
         self._tool = tool
         self._clock = clock
+        self._trust_writers = trust_writers
         self._keys_of = lru_cache(maxsize=None)(self._run_keys)
 
     @contextmanager

@@ -48,9 +48,9 @@ class RecordFile:
             if file is not None:
                 yield from self._read(file, 0)
 
-    def append(self, content: bytes) -> None:
-        """Adds a record, durably. Raises StorageError."""
-        record = self._record(content)
+    def append(self, *contents: bytes) -> None:
+        """Adds records, durably. Raises StorageError."""
+        record = b"".join(self._record(content) for content in contents)
         with explained(f"cannot write {self.path}"), self._locked():
             with self._open() as file:
                 if file is not None:

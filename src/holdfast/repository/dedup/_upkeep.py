@@ -8,12 +8,15 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
-from holdfast.crypto import KeyRing, X25519Identity, X25519Recipient, is_age_file
+from holdfast.crypto import KeyRing, X25519Identity, X25519Recipient, fingerprint, is_age_file
 from holdfast.durable import make_private
 from holdfast.errors import (
     CorruptBackup,
     CredentialError,
+    KeyMissing,
+    KeyWrong,
     LockHeld,
+    RepositoryError,
     StorageError,
 )
 from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation
@@ -25,8 +28,7 @@ from holdfast.repository.dedup._ids import KEY_LENGTH
 from holdfast.repository.dedup._key_file import key_file_digest, rewrap_run_keys
 from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._manifest_object import ManifestReader
-from holdfast.repository.dedup._names import pack_path
-from holdfast.repository.dedup._pack_reader import PackReader
+from holdfast.repository.dedup._memories import Memories, learn
 from holdfast.repository.dedup._reading import Reading
 from holdfast.repository.dedup._rewrap import is_opened_by, recipients_of, rewrap_identity, rewrap_object
 from holdfast.repository.dedup._writer import (
@@ -34,8 +36,10 @@ from holdfast.repository.dedup._writer import (
     audience,
     open_repository,
     opened,
+    parse_writer_key,
     passphrases,
     recipients_for,
+    spell_writer_key,
 )
 
 _PINNED = "writer.json"
@@ -83,17 +87,18 @@ class Upkeep(Reading):
         return rewrap_run_keys(self._storage, run, old.identities, recipients)
 
     def _hand_over(self, old: KeyRing, recipients: Sequence[X25519Recipient], runs: Sequence[str]) -> None:
-        """What this host has stored in these runs is found again by those that it makes for the new recipients."""
+        """What is known to be stored in these runs is found again by those that are made for the new recipients."""
         repository = open_repository(self._storage, create=False)
         pinned = WriterState.load(self._directory / _PINNED, repository)
         if pinned is None or not runs:
             return
         before = {recipient for recipient in old.recipients if isinstance(recipient, X25519Recipient)}
         before |= {identity.recipient for identity in old.identities if isinstance(identity, X25519Identity)}
-        self._memory(repository, pinned.id_key, recipients).take_over(
-            self._memory(repository, pinned.id_key, sorted(before, key=str)),
-            {run: key_file_digest(self._storage, run, encrypted=True) for run in runs},
-        )
+        given = {run: key_file_digest(self._storage, run, encrypted=True) for run in runs}
+        old_memories = self._memories(repository, pinned.id_key, sorted(before, key=str))
+        memories = self._memories(repository, pinned.id_key, recipients)
+        for writer, known in memories.by_writer.items():
+            known.take_over(old_memories.by_writer[writer], given)
 
     def clean(self) -> list[str]:
         """Takes back what runs that were killed have left, but for finished packs: the next run finds those."""
@@ -169,36 +174,69 @@ class Upkeep(Reading):
                 )
 
     def remember(self) -> int:
-        """Learns again which chunks this host has stored, from the packs of the backups that it has signed, so that
-        they are not stored once more. Needs the identity. Returns how many packs were learnt."""
+        """Learns again which chunks this host has stored, and what others have that it trusts, so that they are not
+        stored once more. Returns how many packs were learnt."""
         repository = open_repository(self._storage, create=False)
         pinned, recipients = self._pinned(repository, self._seal.keys() if self._seal.encrypt else None)
-        known = self._memory(repository, pinned.id_key, recipients)
-        learnt = 0
-        for metadata in self.backups():
-            if not metadata.is_good or metadata.format != "dedup" or not self._is_own(metadata):
-                continue
-            with ExitStack() as stack:
-                for pack in self._manifest(stack, metadata).packs:
-                    run = pack.name.partition("-")[0]
-                    key_file = key_file_digest(self._storage, run, encrypted=self._seal.encrypt)
-                    keys = self._keys_of(run) if pack.hash and key_file else None
-                    if keys is None or keys.id_key != pinned.id_key or pack.name in known.packs():
-                        continue
-                    with self._open_object(pack_path(pack.name)) as file:
-                        table = PackReader(file, pack.name, keys).table
-                    if table.hash == pack.hash and keys.writer == self._writer():
-                        known.add(keys, table, key_file)
-                        learnt += 1
+        memories = self._memories(repository, pinned.id_key, recipients)
+        learnt, _ = learn(
+            self._storage,
+            memories,
+            repository=repository,
+            id_key=pinned.id_key,
+            audience=audience(recipients),
+        )
         return learnt
+
+    def writer_key(self) -> str:
+        """What another host needs, beside recipients, to find what is stored here: the id key, spelled. Secret.
+
+        Raises KeyMissing where this host neither has it nor can read it."""
+        repository = open_repository(self._storage, create=False)
+        pinned = WriterState.load(self._directory / _PINNED, repository)
+        id_key = pinned.id_key if pinned is not None else self._shared_id_key()
+        if id_key is None:
+            raise KeyMissing(
+                "this host has no id key of the repository, and no backup that it believes and can read tells it",
+                hint="Run it on a host that makes backups.",
+            )
+        return spell_writer_key(repository, id_key)
+
+    def adopt_writer_key(self, text: str) -> bool:
+        """Names chunks from now on with the id key that `writer_key` gave on another host. False when this host does
+        so already. Raises KeyWrong when it is none, or of another repository; RepositoryError when this host has made
+        backups with an id key of its own."""
+        named, id_key = parse_writer_key(text)
+        repository = open_repository(self._storage, create=False)
+        if named != repository:
+            raise KeyWrong(
+                f"the writer key is of repository {named}, and this is {repository}",
+                hint="Print it with `holdfast key writer` on a host that backs up to this directory.",
+            )
+        path = self._directory / _PINNED
+        pinned = WriterState.load(path, repository)
+        if pinned is not None and pinned.id_key == id_key:
+            return False
+        own = next(
+            (known for known in self.backups() if known.format == "dedup" and self._is_own(known)), None
+        )
+        if pinned is not None and own is not None:
+            raise RepositoryError(
+                f"this host has made {own.backup_id} with an id key of its own: what it has stored under that is not "
+                "found again under another",
+                hint=f"If it may be stored once more, delete {path} and try again. Backups stay as they are.",
+            )
+        pinned = WriterState(repository, id_key) if pinned is None else replace(pinned, id_key=id_key)
+        pinned.save(path)
+        return True
 
     def _is_own(self, metadata: BackupMetadata) -> bool:
         """Whether this host has made a backup, as its signature proves. Others may store anything under an id."""
-        signature, _ = self.signature_of(metadata)
+        signature, statement = self.signature_of(metadata)
         return (
             signature is not None
             and signature.key == self._writer()
-            and self._seal.believes(*self.signature_of(metadata))
+            and self._seal.believes(signature, statement)
         )
 
     def free(self) -> list[str]:
@@ -244,15 +282,26 @@ class Upkeep(Reading):
             pinned.save(path)
         return pinned, recipients
 
-    def _memory(self, repository: str, id_key: bytes, recipients: Sequence[X25519Recipient] | None) -> Known:
-        """What this host remembers to have stored for these recipients."""
-        return Known(
-            self._directory,
-            repository=repository,
-            writer=self._writer(),
-            id_key=id_key,
-            audience=audience(recipients),
-        )
+    def _memories(
+        self, repository: str, id_key: bytes, recipients: Sequence[X25519Recipient] | None
+    ) -> Memories:
+        """What is remembered to be stored for these recipients, by this host and by those that it trusts."""
+
+        def of(writer: str) -> Known:
+            return Known(
+                self._directory,
+                repository=repository,
+                writer=writer,
+                id_key=id_key,
+                audience=audience(recipients),
+            )
+
+        own = of(self._writer())
+        by_writer = {fingerprint(self._writer()): own}
+        for writer in self._trust_writers:
+            if writer not in by_writer:
+                by_writer[writer] = of(writer)
+        return Memories(own, by_writer)
 
     def _shared_id_key(self) -> bytes | None:
         """That of the newest backup that is believed here and can be read: then what it has stored is found again."""

@@ -23,8 +23,9 @@ from holdfast.crypto import (
     X25519Identity,
     X25519Recipient,
 )
+from holdfast.crypto import _bech32 as bech32
 from holdfast.durable import make_private, replace_file
-from holdfast.errors import CorruptBackup, KeyMissing, RepositoryError, StorageError
+from holdfast.errors import CorruptBackup, KeyMissing, KeyWrong, RepositoryError, StorageError
 from holdfast.repository.dedup._ids import KEY_LENGTH
 from holdfast.repository.dedup._key_file import IDENTITY, identity_digest, read_identity, write_identity
 from holdfast.repository.dedup._names import is_run
@@ -33,6 +34,8 @@ from holdfast.storage.base import Storage
 MARK = "repository.json"
 VERSION = 1
 _LIMIT = 1 << 16
+_WRITER_KEY = "HOLDFAST-WRITER-"
+_WRITER_KEY_HINT = "`holdfast key writer` prints one, HOLDFAST-WRITER-1…, on a host that makes backups."
 
 
 def open_repository(storage: Storage, *, create: bool) -> str:
@@ -152,6 +155,22 @@ def recipients_for(storage: Storage, keys: KeyRing, pinned: WriterState) -> tupl
     if not found:
         raise KeyMissing("there is no recipient to encrypt to")
     return tuple(found)
+
+
+def spell_writer_key(repository: str, id_key: bytes) -> str:
+    """A repository's id key as a line of text, for another host. Secret."""
+    return bech32.encode(_WRITER_KEY, bytes.fromhex(repository) + id_key)
+
+
+def parse_writer_key(text: str) -> tuple[str, bytes]:
+    """The repository, and its id key. Raises KeyWrong, which repeats nothing of the text."""
+    try:
+        prefix, data = bech32.decode(text.strip())
+    except ValueError as error:
+        raise KeyWrong(f"this is no writer key: {error}", hint=_WRITER_KEY_HINT) from None
+    if prefix.upper() != _WRITER_KEY or len(data) != 16 + KEY_LENGTH:
+        raise KeyWrong("this is another kind of key than a writer key", hint=_WRITER_KEY_HINT)
+    return data[:16].hex(), data[16:]
 
 
 def audience(recipients: Sequence[X25519Recipient] | None) -> str:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
-from holdfast.crypto import X25519Recipient
+from holdfast.crypto import X25519Recipient, fingerprint
 from holdfast.durable import explained, temp_directory
 from holdfast.errors import (
     CorruptBackup,
@@ -30,16 +30,14 @@ from holdfast.repository.dedup._chunk_store import ChunkStore
 from holdfast.repository.dedup._garbage import CONDEMNED
 from holdfast.repository.dedup._index_object import IndexWriter
 from holdfast.repository.dedup._key_file import RunKeys, key_file_digest, write_run_keys
-from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._manifest_object import ManifestWriter
+from holdfast.repository.dedup._memories import Memories, learn
 from holdfast.repository.dedup._names import pack_path
 from holdfast.repository.dedup._run import DedupRun
 from holdfast.repository.dedup._tensor_bases import TensorBases
 from holdfast.repository.dedup._upkeep import Upkeep
 from holdfast.repository.dedup._verify import indexes_of
-from holdfast.repository.dedup._writer import (
-    open_repository,
-)
+from holdfast.repository.dedup._writer import audience, open_repository
 
 
 class DedupRepository(Upkeep):
@@ -62,13 +60,14 @@ class DedupRepository(Upkeep):
                 self._check_present(plan.parent)
             # From here on `gc` sees that a run is at work, and deletes no pack that it condemns later.
             started = self._reserve(stack, plan)
-            known: Known | None = None
+            known: Memories | None = None
             run: DedupRun | None = None
             try:
-                known = self._known(run_keys, recipients)
+                known, warnings = self._known(run_keys, recipients)
                 parent = self._parent_list(stack, plan, known)
                 key_file = write_run_keys(self._storage, run_keys, recipients)
                 run = self._run(stack, plan, started, run_keys, recipients, known, key_file, parent)
+                run.warnings += warnings
                 with explained(f"cannot write to {temp_directory()}"):
                     yield run
                 if run.committed is None:
@@ -85,7 +84,7 @@ class DedupRepository(Upkeep):
         started: BackupMetadata,
         keys: RunKeys,
         recipients: tuple[X25519Recipient, ...] | None,
-        known: Known,
+        known: Memories,
         key_file: str,
         parent: ParentList | None,
     ) -> DedupRun:
@@ -102,7 +101,9 @@ class DedupRepository(Upkeep):
             known,
             bases,
             finder.find,
-            index=IndexWriter(self._storage, keys),
+            index=IndexWriter(
+                self._storage, keys, sign=self._seal.sign, key_file=key_file, audience=audience(recipients)
+            ),
             key_file=key_file,
             packs=parent.packs if parent is not None else [],
             max_bytes=plan.max_bytes,
@@ -114,7 +115,7 @@ class DedupRepository(Upkeep):
             store,
             id_key=keys.id_key,
             parent=parent,
-            publish=partial(self._publish, started, keys, recipients or (), known),
+            publish=partial(self._publish, started, keys, recipients, known),
         )
         stack.callback(run.abort)
         if plan.parent is not None and parent is None:
@@ -127,8 +128,8 @@ class DedupRepository(Upkeep):
         self,
         started: BackupMetadata,
         keys: RunKeys,
-        recipients: Sequence[X25519Recipient],
-        known: Known,
+        recipients: Sequence[X25519Recipient] | None,
+        known: Memories,
         run: DedupRun,
         packs: Sequence[PackRef],
         warnings: int,
@@ -139,7 +140,7 @@ class DedupRepository(Upkeep):
         name = names.manifest_name(started.backup_id)
         upload = self._storage.create(name)
         try:
-            digest, size = run.lines.finish(upload, recipients, packs, run.records, coherent=coherent)
+            digest, size = run.lines.finish(upload, recipients or (), packs, run.records, coherent=coherent)
             run.store.check_size(upload.size)
             checksum = upload.publish()
         finally:
@@ -167,6 +168,7 @@ class DedupRepository(Upkeep):
         try:
             lists.save(self._state, metadata, run.lines.as_list())
             lists.forget_old(self._state, self.backups())
+            known.own.note(dict.fromkeys(run.store.index.names, fingerprint(keys.writer)))
         except (OSError, StorageError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             run.warnings.append(f"the list of {metadata.backup_id} could not be kept: {why}")
@@ -177,7 +179,7 @@ class DedupRepository(Upkeep):
         started: BackupMetadata,
         run: DedupRun | None,
         keys: RunKeys,
-        known: Known | None,
+        known: Memories | None,
         error: BaseException,
     ) -> None:
         if run is not None:
@@ -217,8 +219,18 @@ class DedupRepository(Upkeep):
                 self.save_metadata(started)  # It has done so already.
             return started
 
-    def _known(self, keys: RunKeys, recipients: Sequence[X25519Recipient] | None) -> Known:
-        known = self._memory(keys.repository, keys.id_key, recipients)
+    def _known(
+        self, keys: RunKeys, recipients: Sequence[X25519Recipient] | None
+    ) -> tuple[Memories, list[str]]:
+        """What is stored and may be relied on, and what a person should know of it."""
+        known = self._memories(keys.repository, keys.id_key, recipients)
+        _, warnings = learn(
+            self._storage,
+            known,
+            repository=keys.repository,
+            id_key=keys.id_key,
+            audience=audience(recipients),
+        )
         # Marks first: a pack goes before its mark does.
         condemned = {name.removeprefix(CONDEMNED) for name in self._storage.names(CONDEMNED)}
         there = self._packs_there({pack[:2] for pack in known.packs()})
@@ -230,9 +242,9 @@ class DedupRepository(Upkeep):
                 if pack not in there or pack in condemned or pack.partition("-")[0] not in opened
             ]
         )
-        return known
+        return known, warnings
 
-    def _with_keys(self, known: Known) -> set[str]:
+    def _with_keys(self, known: Memories) -> set[str]:
         """The runs whose key files are as they were: not lost, damaged, replaced, or given to others."""
         return {
             run
@@ -240,7 +252,7 @@ class DedupRepository(Upkeep):
             if key_file_digest(self._storage, run, encrypted=self._seal.encrypt) == digest
         }
 
-    def _check_there(self, packs: Sequence[str], run: str, known: Known) -> None:
+    def _check_there(self, packs: Sequence[str], run: str, known: Memories) -> None:
         """What was stored before this run must still be there, and its keys, when it commits."""
         older = [pack for pack in packs if not pack.startswith(run)]
         missing = set(older) - self._packs_there({pack[:2] for pack in older})
@@ -282,7 +294,7 @@ class DedupRepository(Upkeep):
             None,
         )
 
-    def _parent_list(self, stack: ExitStack, plan: RunPlan, known: Known) -> ParentList | None:
+    def _parent_list(self, stack: ExitStack, plan: RunPlan, known: Memories) -> ParentList | None:
         reference = self._reference(plan)
         if reference is None:
             return None
