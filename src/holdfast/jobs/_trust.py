@@ -35,7 +35,7 @@ def check_signature(
         return
     known = installation.trusted_keys()
     if signature is None:
-        if not known and vouch(f"{metadata.backup_id} is not signed. Restore it all the same?"):
+        if not known and vouch(f"{metadata.backup_id} is not signed. Use it all the same?"):
             return
         raise UntrustedSignature(
             f"{metadata.backup_id} is not signed, so nothing tells who made it",
