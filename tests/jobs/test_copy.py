@@ -185,12 +185,11 @@ def test_a_chain_is_copied_with_what_it_rests_on_and_stays_small(
 
 
 @both_ways
-@pytest.mark.parametrize("encrypted", [False, True])
 def test_copies_restore_and_can_be_worked_with_as_backups_are(
-    tmp_path: Path, of: str, to: BackupFormat, encrypted: bool
+    tmp_path: Path, of: str, to: BackupFormat
 ) -> None:
     key = {"BACKUP_ENCRYPT": "true", "ENCRYPTION_KEY": X25519Identity.generate().reveal()}
-    service = service_of(tmp_path, of, **key if encrypted else {})
+    service = service_of(tmp_path, of, **key if of != to else {})
     originals = history(service)
     there = at(service, disk(service), BACKUP_FORMAT=to)
     with untouched(service.backups, but=[service.backups / "temp"]):
