@@ -392,6 +392,10 @@ def test_what_is_not_trusted_is_not_copied_unless_told(tmp_path: Path, to: Backu
     assert metadata.signature is not None
     assert copied.signature.key == there.signing_key().public != metadata.signature.key
     at(stranger, place).restore("latest")
+    # Who is asked about the fingerprint of a copy is sent to the host that made the copy.
+    with pytest.raises(UntrustedSignature) as raised:
+        at(service, place).restore("latest")
+    assert "on the host that copied it" in raised.value.hint
 
 
 def test_a_forged_signature_is_refused_whatever_one_says(tmp_path: Path) -> None:
