@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from holdfast.config import BackupConfig, DatabaseSpec, Settings, load_settings
 from holdfast.crypto import KeyRing, SigningKey, fingerprint, read_key_file, verify
 from holdfast.engines import SwapKinds, database_source, server_target, sqlite_target
 from holdfast.errors import ConfigError, CredentialError, KeyMissing, RestoreError
-from holdfast.model import Component, Signature, SourceRecord
+from holdfast.model import BackupFormat, Component, Signature, SourceRecord
 from holdfast.repository.archive import ArchiveRepository, Seal
 from holdfast.repository.either import EitherRepository
 from holdfast.sources.base import Restorable, Source
@@ -65,6 +65,11 @@ class Installation:
         settings = load_settings(root, environ, config)
         state = LocalState.locate(environ, root=settings.root, backup_dir=settings.backup_dir)
         return cls(settings, state, clock, manual_key)
+
+    def at(self, backup_dir: Path, format_: BackupFormat) -> Installation:
+        """The same service with another backup directory, and the format of new backups there."""
+        settings = replace(self.settings, backup_dir=backup_dir, format=format_)
+        return Installation(settings, self.state.at(backup_dir), self.clock, self.manual_key)
 
     @cached_property
     def repository(self) -> EitherRepository:

@@ -182,6 +182,8 @@ class BackupMetadata:
     coherent: bool | None = None
     """Whether the models stayed as they were from the start of the first dump until the last of them was read; None
     where it does not hold both."""
+    original: str | None = None
+    """Of a copy: the `identity` of what it was made from."""
     manifest: ManifestLocation | None = None
     signature: Signature | None = None
     error_message: str | None = None
@@ -194,6 +196,11 @@ class BackupMetadata:
     def rests_on(self) -> str | None:
         """The backup without which this one cannot be restored. In the deduplicating format every one is whole."""
         return self.parent if self.format == "archive" else None
+
+    @property
+    def identity(self) -> str:
+        """What a backup and all copies of it share: the SHA-256 of the manifest of the first. Empty for none."""
+        return self.original or (self.manifest.digest if self.manifest is not None else "")
 
     @property
     def moment(self) -> datetime:
@@ -281,6 +288,8 @@ def _check(metadata: BackupMetadata) -> None:
         raise ValueError(f"timestamp {metadata.timestamp!r} does not fit id {metadata.backup_id}")
     if metadata.parent is not None and not is_backup_id(_of(str, metadata.parent)):
         raise ValueError(f"parent {metadata.parent!r} is not a backup id")
+    if metadata.original is not None and not _DIGEST.fullmatch(_of(str, metadata.original)):
+        raise ValueError("the original's digest is no SHA-256")
     if metadata.format not in FORMATS:
         raise ValueError(f"{metadata.format!r:.80} is no format of ours")
     if metadata.status not in _STATUSES:

@@ -26,7 +26,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ class LocalState:
             repository=home / "repositories" / _identify(backup_dir),
             service=home / "services" / _identify(root),
         )
+
+    def at(self, backup_dir: Path) -> LocalState:
+        """The same, seen from another backup directory."""
+        return replace(self, repository=self.home / "repositories" / _identify(backup_dir))
 
     @property
     def signing_key(self) -> Path:

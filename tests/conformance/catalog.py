@@ -9,7 +9,7 @@ import pytest
 
 from conformance.ground import Ground, ignore_progress, in_child
 from conformance.trees import assert_holds, file, models, read_back, store, store_source
-from holdfast.errors import BackupNotFound, LockHeld, ParentMissing, UsageError
+from holdfast.errors import BackupNotFound, LockHeld, ParentMissing, RepositoryError, UsageError
 from holdfast.model import BackupMetadata
 from holdfast.repository.base import RunPlan
 
@@ -179,3 +179,25 @@ class CatalogSuite:
         assert metadata.warnings == 2
         ground.clock.forward()
         assert ground.repository().find("latest") == metadata
+
+    def test_a_copy_has_the_id_and_the_time_of_its_original_and_leaves_nothing_when_it_fails(
+        self, ground: Ground
+    ) -> None:
+        trees = models(file("files/models/a", b"1"))
+        original = replace(store(ground.repository(), trees), host="another", pinned=True)
+        ground.clock.forward()
+        with pytest.raises(RepositoryError, match="another backup has the id"):
+            store(ground.repository(), trees, original=original)
+        with ground.repository().expiring():
+            ground.repository().delete(original)
+        plan = RunPlan("full", ("models",), None, original=original)
+        with pytest.raises(RuntimeError), ground.repository().begin(plan):
+            raise RuntimeError("the disk is on fire")
+        assert ground.repository().backups() == []
+        copied = store(ground.repository(), trees, original=original)
+        for name in ("backup_id", "timestamp", "host", "pinned"):
+            assert getattr(copied, name) == getattr(original, name)
+        assert original.manifest is not None
+        assert copied.identity == original.identity == original.manifest.digest
+        assert ground.repository().backups() == [copied]
+        assert_holds(ground.repository(), copied, trees)

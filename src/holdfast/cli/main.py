@@ -56,6 +56,7 @@ for verb in (
     maintenance.expire,
     maintenance.check,
     maintenance.export,
+    maintenance.copy,
     maintenance.gc,
     maintenance.repair,
     schedules.scheduler,

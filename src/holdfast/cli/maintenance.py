@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli._context import command
-from holdfast.cli._terminal import human_size, print_json, print_table, say, watching
+from holdfast.cli._terminal import ask, human_size, print_json, print_table, say, watching
 from holdfast.cli.backups import Id, Json
 from holdfast.errors import EXIT_FAILED, EXIT_WARNINGS
 
@@ -102,6 +102,64 @@ def export(
         else:
             say("It is not encrypted: whoever can read the file can read the backup.")
             print(written)
+
+
+def copy(
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The backup directory to copy to.")],
+    ids: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID…]", help="latest, ids, starts of them, or paths of archives."),
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every backup there is.")] = False,
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="FORMAT", help="archive or dedup, of the copies.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Copy also what is unsigned, or signed by an unknown key.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Copy backups to another backup directory, perhaps in the other format."""
+    with command(as_json=as_json) as installation:
+        from holdfast.errors import UsageError
+        from holdfast.jobs.copy import copy as run
+        from holdfast.model import FORMATS
+
+        wanted = next((known for known in FORMATS if known == format_), None)
+        if format_ is not None and wanted is None:
+            raise UsageError(f"unknown format {format_!r}", hint=f"The formats are {', '.join(FORMATS)}.")
+        with watching(quiet=as_json) as emit:
+            done = run(installation, ids or [], to, emit, all_=all_, format_=wanted, trust=trust, vouch=ask)
+        if as_json:
+            print_json(
+                {
+                    "copied": [one.copy.to_json() for one in done if one.copy is not None and one.made],
+                    "present": [one.copy.backup_id for one in done if one.copy is not None and not one.made],
+                    "failed": [
+                        {
+                            "backup_id": one.backup.backup_id,
+                            "error": type(one.error).__name__,
+                            "message": str(one.error),
+                            "hint": one.error.hint,
+                        }
+                        for one in done
+                        if one.error is not None
+                    ],
+                }
+            )
+        else:
+            for one in done:
+                if one.error is not None:
+                    say(f"{one.backup.backup_id} was not copied: {one.error}")
+                elif one.copy is not None and one.made:
+                    print(f"{one.copy.backup_id}  {one.copy.format}, {human_size(one.copy.size_bytes)}")
+            present = sum(one.copy is not None and not one.made for one in done)
+            if present or not done:
+                say(f"{present} {'was' if present == 1 else 'were'} there already.")
+        if any(one.error is not None for one in done):
+            raise typer.Exit(EXIT_FAILED)
+        if any(one.warnings for one in done):
+            raise typer.Exit(EXIT_WARNINGS)
 
 
 def gc(as_json: Json = False) -> None:

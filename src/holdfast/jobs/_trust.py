@@ -35,7 +35,7 @@ def check_signature(
         return
     known = installation.trusted_keys()
     if signature is None:
-        if not known and vouch(f"{metadata.backup_id} is not signed. Restore it all the same?"):
+        if not known and vouch(f"{metadata.backup_id} is not signed. Use it all the same?"):
             return
         raise UntrustedSignature(
             f"{metadata.backup_id} is not signed, so nothing tells who made it",
@@ -44,12 +44,12 @@ def check_signature(
     if signature.key in known:
         return
     print_ = fingerprint(signature.key)
-    if not known and vouch(
-        f"{metadata.backup_id} was signed on {metadata.host} by {print_}. Is that your key?"
-    ):
+    # A copy is signed by who copied it, which is not told.
+    host = "the host that copied it" if metadata.original is not None else metadata.host
+    if not known and vouch(f"{metadata.backup_id} was signed on {host} by {print_}. Is that your key?"):
         installation.state.trust(signature.key)
         return
     raise UntrustedSignature(
         f"{metadata.backup_id} is signed by {print_}, which this installation does not know",
-        hint=f"Compare it with `holdfast check` on {metadata.host or 'the host that made it'}, then add --trust.",
+        hint=f"Compare it with `holdfast check` on {host or 'the host that made it'}, then add --trust.",
     )

@@ -24,7 +24,10 @@ def expire(
     repository = installation.repository
     policy = _policy(installation, emit)
     with nullcontext() if dry_run else repository.expiring():
-        verdicts = decide(repository.backups(), policy, now=installation.clock(), only=schedule_id)
+        backups = repository.backups()
+        # A copy that is being made has the time of its original, however long ago that is.
+        copying = [known.backup_id for known in backups if known.original and known.status == "running"]
+        verdicts = decide(backups, policy, now=installation.clock(), only=schedule_id, in_use=copying)
         if dry_run:
             return verdicts
         for verdict in verdicts:

@@ -14,6 +14,7 @@ from holdfast.errors import (
     CorruptBackup,
     HoldfastError,
     ParentMissing,
+    RepositoryError,
     StorageError,
     UsageError,
 )
@@ -113,11 +114,15 @@ class Catalog:
         return metadata.signature, statement(metadata.backup_id, digest)
 
     def record_failure(self, started: BackupMetadata, error: BaseException) -> None:
-        """Turns the record of a run that was begun into that of one that failed."""
+        """Turns the record of a run that was begun into that of one that failed. Of a copy none is left."""
         message = str(error) if isinstance(error, HoldfastError) else f"{type(error).__name__}: {error}"
         if isinstance(error, KeyboardInterrupt):
             message = "interrupted"
         try:
+            if started.original is not None:
+                # The backup is where it was, and its id must be free for the next copy.
+                self._storage.delete(names.metadata_name(started.backup_id))
+                return
             self.save_metadata(
                 replace(
                     started, status="failed", error_message=message, size_bytes=0, checksum="", manifest=None
@@ -127,9 +132,12 @@ class Catalog:
             error.add_note(f"The failure could not be recorded either: {second}")
 
     def reserve(self, metadata: BackupMetadata, moment: datetime) -> BackupMetadata:
-        """Takes the next free second from `moment` for an id, by making its metadata file."""
+        """Takes the next free second from `moment` for an id, by making its metadata file; or the id of a copy.
+
+        Raises RepositoryError when that is taken.
+        """
         while True:
-            backup_id = make_backup_id(metadata.type, moment)
+            backup_id = metadata.backup_id or make_backup_id(metadata.type, moment)
             taken = (
                 names.metadata_name(backup_id),
                 names.archive_name(backup_id, encrypted=True),
@@ -137,7 +145,8 @@ class Catalog:
                 names.manifest_name(backup_id),
             )
             if not any(self._storage.exists(name) for name in taken):
-                metadata = replace(metadata, backup_id=backup_id, timestamp=timestamp(moment))
+                if not metadata.backup_id:
+                    metadata = replace(metadata, backup_id=backup_id, timestamp=timestamp(moment))
                 upload = self._storage.create(taken[0])
                 try:
                     upload.write(_encode(metadata))
@@ -145,7 +154,23 @@ class Catalog:
                 finally:
                     upload.abort()
                 return metadata
+            if metadata.backup_id:
+                raise self._taken(backup_id)
             moment += timedelta(seconds=1)
+
+    def _taken(self, backup_id: str) -> RepositoryError:
+        name = names.metadata_name(backup_id)
+        status = self._load(name).status if self._storage.exists(name) else "without metadata"
+        if status == RUNNING:
+            return RepositoryError(
+                f"{backup_id} is being made there, or was until its process was killed",
+                hint="`holdfast gc`, with that directory as BACKUP_DIR, takes back what killed runs have left.",
+            )
+        told = "another backup" if status == "success" else f"something else ({status})"
+        return RepositoryError(
+            f"{told} has the id {backup_id} there, and a copy keeps its id",
+            hint="Copy it to another directory.",
+        )
 
     def _load(self, name: str) -> BackupMetadata:
         """A metadata file that cannot be read stands in the list as damaged, and hides no other."""
@@ -177,8 +202,8 @@ class Catalog:
 
 
 def running(plan: RunPlan, format_: BackupFormat, *, encrypted: bool, host: str, tool: str) -> BackupMetadata:
-    """What is recorded of a run as long as it is at work; without an id."""
-    return BackupMetadata(
+    """What is recorded of a run as long as it is at work; without an id, but for a copy."""
+    metadata = BackupMetadata(
         backup_id="",
         timestamp="",
         version=METADATA_VERSION,
@@ -194,6 +219,17 @@ def running(plan: RunPlan, format_: BackupFormat, *, encrypted: bool, host: str,
         tool=tool,
         tags=plan.tags,
         schedule_id=plan.schedule_id,
+    )
+    if plan.original is None:
+        return metadata
+    return replace(
+        metadata,
+        backup_id=make_backup_id(plan.type, plan.original.moment),
+        timestamp=plan.original.timestamp,
+        host=plan.original.host,
+        parent=metadata.parent or (plan.original.parent if plan.type == "incremental" else None),
+        pinned=plan.original.pinned,
+        original=plan.original.identity,
     )
 
 

@@ -75,6 +75,8 @@ class Header:
     """SHA-256 of the parent's manifest: a signature covers the whole chain."""
     tags: tuple[str, ...] = ()
     schedule_id: str | None = None
+    original: str | None = None
+    """See `BackupMetadata`."""
 
     @classmethod
     def of(cls, metadata: BackupMetadata, *, parent_manifest: str | None) -> Header:
@@ -90,6 +92,7 @@ class Header:
             parent_manifest=parent_manifest,
             tags=metadata.tags,
             schedule_id=metadata.schedule_id,
+            original=metadata.original,
         )
 
     def check(self, metadata: BackupMetadata, end: End, name: str) -> None:
@@ -262,8 +265,9 @@ def parse_header(line: bytes) -> Header:
             parent_manifest=data.get("parent_manifest"),
             tags=tuple(str(tag) for tag in data.get("tags", ())),
             schedule_id=None if data.get("schedule_id") is None else str(data["schedule_id"]),
+            original=None if data.get("original") is None else _digest(data["original"]),
         )
-    except (KeyError, TypeError, UsageError) as error:
+    except (KeyError, TypeError, ValueError, UsageError) as error:
         raise CorruptBackup(f"the manifest's first line is not well-formed: {error}") from error
     if not is_backup_id(header.id) or not (header.parent is None or is_backup_id(str(header.parent))):
         raise HostileBackup("the manifest's ids are not backup ids")

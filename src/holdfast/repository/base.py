@@ -28,6 +28,9 @@ class RunPlan:
     schedule_id: str | None = None
     max_bytes: int | None = None
     """The run ends with SizeLimitExceeded before it stores more than this."""
+    original: BackupMetadata | None = None
+    """The run copies this backup: it gets its time and its host, and the id of its `type` and that time. When that is
+    taken, `begin` raises RepositoryError. A copy that fails leaves no record: its id is free for the next one."""
 
 
 class Stored(Protocol):

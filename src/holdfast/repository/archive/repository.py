@@ -242,6 +242,7 @@ class ArchiveRepository(Catalog):
                 tool=header.tool,
                 tags=header.tags,
                 schedule_id=header.schedule_id,
+                original=header.original,
                 coherent=archive.coherent,
                 manifest=ManifestLocation(
                     archive.manifest_digest, archive.manifest_size, archive.manifest_offset

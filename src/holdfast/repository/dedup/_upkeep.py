@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from holdfast.crypto import KeyRing, X25519Identity, X25519Recipient, fingerprint, is_age_file
@@ -169,6 +170,7 @@ class Upkeep(Reading):
                     tool=header.tool,
                     tags=header.tags,
                     schedule_id=header.schedule_id,
+                    original=header.original,
                     coherent=lines.end.coherent,
                     manifest=ManifestLocation(lines.digest, lines.size, 0),
                 )
@@ -255,7 +257,9 @@ class Upkeep(Reading):
             if metadata.format != "dedup":
                 continue
             if metadata.status == RUNNING:
-                at_work.append(metadata.moment)
+                # The time of a copy is not that at which it began. Nothing is deleted until it has ended.
+                copied = metadata.original is not None
+                at_work.append(datetime.min.replace(tzinfo=UTC) if copied else metadata.moment)
             elif metadata.is_good:
                 with ExitStack() as stack:
                     manifest = self._manifest(stack, metadata)

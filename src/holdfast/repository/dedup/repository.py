@@ -209,6 +209,10 @@ class DedupRepository(Upkeep):
 
     def _reserve(self, stack: ExitStack, plan: RunPlan) -> BackupMetadata:
         """Takes an id, and its lock, for as long as `stack` is open."""
+        if plan.original is not None:
+            running = self.running(plan)
+            stack.enter_context(self._storage.lock(f"run-{running.backup_id}"))
+            return self.reserve(running, self._clock())
         while True:
             started = self.reserve(self.running(plan), self._clock())
             try:
