@@ -27,7 +27,7 @@ from holdfast.installation import Installation
 from holdfast.jobs._locate import locate
 from holdfast.jobs._progress import Progress
 from holdfast.jobs._trust import Confirm, check_signature
-from holdfast.model import BackupFormat, BackupMetadata, Entry, make_backup_id
+from holdfast.model import BackupFormat, BackupMetadata, Entry, is_unchanged, make_backup_id
 from holdfast.repository.base import Pieces, Repository, Run, RunPlan, StoredBackup
 
 _SMALL = 256 << 10
@@ -291,6 +291,7 @@ class _Copier:
 
 def _store(stored: StoredBackup, run: Run[Any], emit: Emit) -> None:
     """What the run knows to be the same is not read."""
+    comparable = stored.digests == run.digests
     for record in stored.sources():
         run.begin_source(record.component, record.name)
         label = f"{record.component} {record.name}".removesuffix(f" {record.component}")
@@ -298,16 +299,23 @@ def _store(stored: StoredBackup, run: Run[Any], emit: Emit) -> None:
         progress = Progress(emit)
         for entry in stored.entries(record):
             known = run.known(entry.path)
-            if known is not None and known.entry == entry:
+            if known is not None and _is_known(known.entry, entry, comparable):
                 run.keep(known)
                 progress(entry.size if entry.kind == "file" else 0, 1)
                 continue
             added = run.add(entry, _content(stored, entry, progress, sized=record.kind in _FILES), known)
-            if added != entry:
+            if added != (entry if comparable else entry._replace(digest=added.digest)):
                 raise CorruptBackup(f"{entry.path}: what was stored is not what was read")
             progress(0, 1)
         progress.flush()
         run.end_source(record)
+
+
+def _is_known(known: Entry, entry: Entry, comparable: bool) -> bool:
+    """Where digests cannot be compared, by what a backup goes by itself when it reads a file no second time."""
+    if comparable:
+        return known == entry
+    return is_unchanged(known, entry) and known._replace(digest=entry.digest) == entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,11 @@ class Run(Protocol[K]):
     warnings: list[str]
     """What a person should know of how the run began, and how it ended."""
 
+    @property
+    def digests(self) -> str:
+        """What the digests of its entries are; see `StoredBackup.digests`."""
+        ...
+
     def begin_source(self, component: Component, name: str) -> bool:
         """Starts a source, and tells whether the parent has it."""
         ...

@@ -21,7 +21,7 @@ from holdfast.repository.archive import _tar as tar
 from holdfast.repository.archive._chunk_table import ChunkTable
 from holdfast.repository.archive._gzip_writer import GzipWriter
 from holdfast.repository.archive._parts import PartsWriter, Pieces, chunks
-from holdfast.repository.base import Stored
+from holdfast.repository.base import SHA256, Stored
 from holdfast.storage.base import Upload
 
 # What an incremental carries of a large file, and a dump whose size is not known before its end, are written as
@@ -64,6 +64,10 @@ class ArchiveRun:
         self._manifest = private_file()
         self._resolved = private_file() if parent is not None else None
         self._line(manifest.header_line(header))
+
+    @property
+    def digests(self) -> str:
+        return SHA256
 
     def begin_source(self, component: Component, name: str) -> bool:
         key = (component, name)

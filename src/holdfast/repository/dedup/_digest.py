@@ -1,4 +1,4 @@
-"""What the content of a file goes by: BLAKE3 of the ids of its chunks, in order.
+"""What the content of a file goes by: the id of its chunk, or, of several chunks, BLAKE3 of their ids in order.
 
 Every byte has been hashed for these ids. To hash it all once more, for a digest that others know, would take longer
 than all else that is done with weights. The same content has the same digest where it is cut alike, under one id key.
@@ -9,6 +9,12 @@ from __future__ import annotations
 from blake3 import blake3
 
 from holdfast.repository._manifest import ChunkRef
+from holdfast.repository.dedup._ids import key_name
+
+
+def digest_kind(id_key: bytes) -> str:
+    """What can be compared with one another: see `holdfast.repository.base.StoredBackup.digests`."""
+    return f"chunks under {key_name(id_key).hex()}"
 
 
 class ContentDigest:
@@ -17,11 +23,19 @@ class ContentDigest:
     def __init__(self) -> None:
         self.size = 0
         """Bytes of the chunks so far."""
+        self._count = 0
+        self._first = ""
         self._hash = blake3()
 
     def add(self, chunk: ChunkRef) -> None:
-        self._hash.update(bytes.fromhex(chunk.id))
         self.size += chunk.length
+        self._count += 1
+        if self._count == 1:
+            self._first = chunk.id
+            return
+        if self._count == 2:
+            self._hash.update(bytes.fromhex(self._first))
+        self._hash.update(bytes.fromhex(chunk.id))
 
     def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+        return self._first if self._count == 1 else self._hash.hexdigest()

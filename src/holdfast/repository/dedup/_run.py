@@ -18,7 +18,7 @@ from holdfast.repository.base import Pieces, Stored
 from holdfast.repository.dedup._chunk import in_groups
 from holdfast.repository.dedup._chunk_store import ChunkStore
 from holdfast.repository.dedup._cut import cut
-from holdfast.repository.dedup._digest import ContentDigest
+from holdfast.repository.dedup._digest import ContentDigest, digest_kind
 from holdfast.repository.dedup._manifest_object import ManifestWriter
 
 _SPOOL = 1 << 20
@@ -53,6 +53,10 @@ class DedupRun:
         self._key = ""
         self._entries = 0
         self._bytes = 0
+
+    @property
+    def digests(self) -> str:
+        return digest_kind(self._id_key)
 
     def begin_source(self, component: Component, name: str) -> bool:
         key = (component, name)

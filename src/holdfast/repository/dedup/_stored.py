@@ -10,7 +10,7 @@ from holdfast.model import BackupMetadata, Entry, SourceRecord
 from holdfast.repository._manifest import ChunkRef, Rows, parse_chunks
 from holdfast.repository.base import Tensors
 from holdfast.repository.dedup._chunk_reader import ChunkReader
-from holdfast.repository.dedup._digest import ContentDigest
+from holdfast.repository.dedup._digest import ContentDigest, digest_kind
 from holdfast.repository.dedup._ids import key_name
 from holdfast.repository.dedup._manifest_object import ManifestReader
 from holdfast.repository.dedup._tensors import tensors_of
@@ -50,7 +50,7 @@ class StoredManifest:
 
     @property
     def digests(self) -> str:
-        return f"chunks under {key_name(self._id_key()).hex()}"
+        return digest_kind(self._id_key())
 
     def sources(self) -> Sequence[SourceRecord]:
         return sorted(self.manifest.end.sources, key=lambda record: record.key)
