@@ -28,6 +28,7 @@ VARIABLES: dict[str, Location] = {
     "BACKUP_MAX_SIZE_GB": ("tables", "backup", "max_size_gb"),
     "BACKUP_ENCRYPT": ("tables", "backup", "encrypt"),
     "BACKUP_FORMAT": ("tables", "backup", "format"),
+    "BACKUP_PARITY": ("tables", "backup", "parity"),
     "ENCRYPTION_KEY": ("variables", "encryption_key"),
     "DATABASE_URL": ("variables", "database_url"),
     "LOG_LEVEL": ("variables", "log_level"),

@@ -39,6 +39,8 @@ class Settings:
     encrypt: bool
     format: BackupFormat
     """Of new backups."""
+    parity: bool
+    """Whether what new backups store can be mended. Only of the deduplicating format."""
     include_models: bool
     include_config: bool
     include_logs: bool
@@ -140,6 +142,11 @@ def load_settings(
     everything = build(*origins)
 
     tables, backup = everything.tables, everything.tables.backup
+    if backup.parity and backup.format != "dedup":
+        raise ConfigError(
+            "BACKUP_PARITY, or parity in [backup], is true, and archives have no parity",
+            hint='Set BACKUP_FORMAT=dedup (format = "dedup" in [backup]), or leave parity off.',
+        )
     return Settings(
         root=root,
         config_file=config_file,
@@ -149,6 +156,7 @@ def load_settings(
         max_bytes=max(1, round(backup.max_size_gb * 10**9)),
         encrypt=backup.encrypt,
         format=backup.format,
+        parity=backup.parity,
         include_models=backup.include_models,
         include_config=backup.include_config,
         include_logs=backup.include_logs,

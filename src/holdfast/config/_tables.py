@@ -187,6 +187,7 @@ class BackupTable(Table):
     max_size_gb: Gigabytes = 10.0
     encrypt: Switch = True
     format: Format = "archive"
+    parity: Switch = False
     include_models: Switch = True
     include_config: Switch = True
     include_logs: Switch = False

@@ -148,6 +148,9 @@ class DedupRepository(Upkeep):
             added += upload.size
             run.store.check_size(added - run.store.stored_bytes)
             checksum = upload.publish()
+        except BaseException:
+            self._storage.delete(name)  # It may be there, and only its parity not.
+            raise
         finally:
             upload.abort()
         metadata = replace(
