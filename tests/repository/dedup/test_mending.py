@@ -290,6 +290,18 @@ def test_a_host_that_cannot_read_mends_what_it_can_prove(ground: MendableGround)
     assert verdict(ground.repository(), metadata) is None
 
 
+def test_parity_is_not_made_anew_of_what_cannot_be_proved(ground: MendableGround) -> None:
+    ground.make()
+    (name,) = [name for name in ground.objects if name.startswith("index/") and name.endswith(SUFFIX)]
+    ground.memory.put(name, lose_sector(0)(ground.objects[name]))
+    before = dict(ground.objects)
+    ground.keys = KeyRing((IDENTITY.recipient,), ())
+    (mending,) = ground.repository().mend()
+    assert not mending.is_done
+    assert "not proved" in mending.told
+    assert ground.objects == before
+
+
 def test_what_is_not_ours_is_left_alone(ground: MendableGround) -> None:
     ground.make()
     foreign = ("keys/README", "packs/ab/notes", "index/old", "full/full_x.manifest", "full/a.tar.gz")

@@ -78,22 +78,22 @@ class Mender:
         if not condition.damage and not condition.spoilt:
             return ""
         # JSON may say something else in each bit: there parity decides, as in reading.
-        if not (condition.damage and name.endswith(".json")) and self._is_proved(name):
-            write_parity(self._storage, name)
-            return f"its parity was damaged, and is made anew ({condition.spoilt or condition.damage})"
-        sectors = repair(self._storage, name, lambda source: self._check(name, source))
-        if sectors is None:
-            raise CorruptBackup(condition.damage or condition.spoilt)
+        if not (condition.damage and name.endswith(".json")):
+            try:
+                self._prove(name)
+            except _REFUSALS as error:
+                if not condition.damage:
+                    raise CorruptBackup(
+                        f"its parity is damaged, and it is not proved here: {error}"
+                    ) from error
+            else:
+                write_parity(self._storage, name)
+                return f"its parity did not fit, and is made anew ({condition.spoilt or condition.damage})"
+        if repair(self._storage, name, lambda source: self._check(name, source)) is None:
+            return ""  # It was replaced meanwhile.
         if condition.spoilt:
             write_parity(self._storage, name)
         return f"mended ({condition.damage})"
-
-    def _is_proved(self, name: str) -> bool:
-        try:
-            self._prove(name)
-        except _REFUSALS:
-            return False
-        return True
 
     def _prove(self, name: str) -> None:
         with self._storage.open(name) as source, explained(f"cannot read {name}"):

@@ -173,12 +173,10 @@ def examine(storage: Storage, name: str) -> Condition | None:
                     mendable = mendable and len(sets) == len(lost) and sets.isdisjoint(gone)
             except (CorruptBackup, StorageError) as error:
                 return Condition("", str(error), False)
-        damage = f"{bad} of its sectors are bad" if bad else ""
+        damage = _bad_sectors(bad)
         if not bad and source.size != size:
-            damage = f"it has {source.size} bytes instead of {size}"
-        return Condition(
-            damage, f"{spoilt} of its sectors are bad" if spoilt else "", mendable and bad <= MAX_BAD
-        )
+            damage = f"{source.size} bytes instead of {size}"
+        return Condition(damage, _bad_sectors(spoilt), mendable and bad <= MAX_BAD)
 
 
 def verify_parity(storage: Storage, name: str) -> None:
@@ -404,6 +402,10 @@ def _add(xor: _Words, piece: bytes | bytearray, number: int) -> None:
         step = min(len(words) - done, len(xor) - begin)
         xor[begin : begin + step] ^= words[done : done + step]
         done += step
+
+
+def _bad_sectors(count: int) -> str:
+    return f"{count} bad {'sector' if count == 1 else 'sectors'}" if count else ""
 
 
 def _damaged_parity(name: str) -> CorruptBackup:
