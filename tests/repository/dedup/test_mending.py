@@ -174,6 +174,34 @@ def test_two_bad_sectors_of_one_set_cannot_be_mended(ground: MendableGround) -> 
     assert ground.objects[pack] == bad
 
 
+def test_an_object_and_parity_that_it_does_not_need_are_mended_both(ground: MendableGround) -> None:
+    ground.make()
+    whole = dict(ground.objects)
+    (pack,) = packs_of(ground)
+    sets = -(-len(whole[pack]) // SECTOR // 32)
+    assert sets >= 2
+    ground.memory.put(pack, lose_sector(0)(whole[pack]))
+    ground.memory.put(pack + SUFFIX, flip(8 * len(whole[pack + SUFFIX]) - 1)(whole[pack + SUFFIX]))
+    assert [mending.is_done for mending in ground.repository().mend()] == [True]
+    assert ground.objects == whole
+
+
+def test_a_rotation_that_goes_on_takes_no_checksum_of_damage(ground: MendableGround) -> None:
+    metadata = ground.make()
+    ground.memory.faults.crash("put")  # The manifest is wrapped anew by then, and its metadata not.
+    with pytest.raises(Crashed):
+        ground.repository().rewrap(metadata, ring(IDENTITY), ring(OTHER))
+    ground.memory = ground.memory.survivor()
+    (manifest,) = [name for name in ground.objects if name.endswith(".manifest")]
+    whole = ground.objects[manifest]
+    ground.memory.put(manifest, flip(8 * len(whole) - 1)(whole))
+    assert ground.repository().rewrap(metadata, ring(IDENTITY), ring(OTHER)) is False
+    ground.keys = ring(OTHER)
+    assert [mending.is_done for mending in ground.repository().mend()] == [True]
+    assert ground.objects[manifest] == whole
+    assert verdict(ground.repository(), ground.repository().find("latest")) is None
+
+
 def test_without_the_setting_nothing_is_written_and_nothing_changes(ground: MendableGround) -> None:
     ground.parity = False
     metadata = ground.make()
