@@ -149,7 +149,7 @@ class ParityStorage:
         if self.writes and (
             name.startswith(("packs/", "index/", "keys/")) or name.endswith((".manifest", ".json"))
         ):
-            from holdfast.repository.dedup._parity import write_parity  # it takes long to load
+            from holdfast.repository._parity import write_parity  # it takes long to load
 
             write_parity(self.plain, name, crc=crc)
         else:
@@ -206,7 +206,7 @@ class GuardedObject:
         try:
             if not self._storage.has_parity(self._name):
                 return
-            from holdfast.repository.dedup._parity import mend  # it takes long to load
+            from holdfast.repository._parity import mend  # it takes long to load
 
             self._mended = mend(self._storage.plain, self._name)
         except FileNotFoundError:

@@ -10,9 +10,9 @@ from conformance.trees import Trees, file, models, noise, store
 from holdfast.crypto import KeyRing, PassphraseIdentity, SealingWriter, X25519Identity
 from holdfast.errors import HoldfastError
 from holdfast.model import BackupMetadata
+from holdfast.repository._parity import examine
 from holdfast.repository._parity_storage import SUFFIX, ParityStorage
 from holdfast.repository.dedup._key_file import IDENTITY as IDENTITY_FILE
-from holdfast.repository.dedup._parity import examine
 from holdfast.repository.dedup.repository import DedupRepository
 from holdfast.storage.memory import MemoryStorage
 from repository.dedup.grounds import DedupGround

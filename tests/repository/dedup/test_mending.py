@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conformance.storage import StorageSuite
-from conformance.trees import assert_holds, file, models, noise, store
+from conformance.trees import assert_holds, file, models, noise, plan_of, store, store_source
 from forks import scratch
 from holdfast.crypto import KeyRing, X25519Identity
 from holdfast.errors import CorruptBackup, HoldfastError, StorageError
 from holdfast.model import Entry
+from holdfast.repository._parity import write_parity
 from holdfast.repository._parity_storage import SUFFIX, ParityStorage
-from holdfast.repository.dedup._parity import write_parity
 from holdfast.repository.dedup._stored import StoredManifest
 from holdfast.storage.memory import Crashed, MemoryObject, MemoryStorage, MemoryUpload
 from repository.dedup.grounds import IDENTITY, DedupGround
@@ -328,6 +329,41 @@ def test_parity_is_not_made_anew_of_what_cannot_be_proved(ground: MendableGround
     assert not mending.is_done
     assert "not proved" in mending.told
     assert ground.objects == before
+
+
+@pytest.mark.parametrize("moment", ["as it begins", "before its manifest", "after its manifest"])
+def test_a_run_at_work_is_left_alone(
+    ground: MendableGround, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    ground.make()
+    mendings = []
+    repository = ground.repository()
+
+    def mend() -> None:
+        mendings.append(list(ground.repository().mend()))
+
+    trees = models(file("files/models/c", noise(150_000, 3)))
+    with repository.begin(plan_of(trees)) as run:
+        if moment == "as it begins":
+            mend()
+        store_source(run, ("models", "main"), trees["models", "main"])
+        if moment == "before its manifest":
+            mend()
+        save = repository.save_metadata
+        if moment == "after its manifest":
+            monkeypatch.setattr(repository, "save_metadata", lambda metadata: (mend(), save(metadata)))
+        metadata = run.commit(warnings=0, duration_seconds=0)
+    assert mendings == [[]]
+    assert ground.bare() == ground.mismatched() == []
+    assert verdict(ground.repository(), metadata) is None
+
+
+def test_mending_pins_nothing(ground: MendableGround) -> None:
+    """Whoever only mends is no writer of the repository yet."""
+    ground.make()
+    shutil.rmtree(ground.state.home)
+    assert list(ground.repository().mend()) == []
+    assert not list(ground.state.repository.rglob("writer.json"))
 
 
 def test_what_is_not_ours_is_left_alone(ground: MendableGround) -> None:

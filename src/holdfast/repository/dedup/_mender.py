@@ -9,10 +9,10 @@ from holdfast.durable import explained
 from holdfast.errors import CorruptBackup, CredentialError, RepositoryError
 from holdfast.model import is_backup_id
 from holdfast.repository import _names as names
+from holdfast.repository._parity import examine, repair, write_parity
 from holdfast.repository._parity_storage import parity_name
 from holdfast.repository.dedup._key_file import IDENTITY
 from holdfast.repository.dedup._names import is_object_name, is_run
-from holdfast.repository.dedup._parity import examine, repair, write_parity
 from holdfast.repository.dedup._writer import MARK
 from holdfast.storage.base import Storage
 from holdfast.streams import RandomAccess

@@ -16,13 +16,13 @@ from holdfast.model import BackupMetadata
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import Catalog
+from holdfast.repository._parity import verify_parity
 from holdfast.repository._parity_storage import ParityStorage, checked, mend_first
 from holdfast.repository._seal import Seal
 from holdfast.repository.dedup._bases import Locate
 from holdfast.repository.dedup._chunk_reader import ChunkReader, missing_pack
 from holdfast.repository.dedup._key_file import RunKeys, read_run_keys
 from holdfast.repository.dedup._manifest_object import ManifestReader
-from holdfast.repository.dedup._parity import verify_parity
 from holdfast.repository.dedup._stored import StoredManifest
 from holdfast.repository.dedup._verify import (
     checksum_of,

@@ -15,9 +15,10 @@ from holdfast.errors import (
     CorruptBackup,
     CredentialError,
     LockHeld,
+    RepositoryError,
     StorageError,
 )
-from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation
+from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation, is_backup_id
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import DAMAGED, RUNNING
@@ -142,22 +143,29 @@ class Upkeep(Reading):
     def _remembered(self, repository: str) -> dict[str, str]:
         """The SHA-256 of key files, and of the identity's, that this host has seen to be good."""
         try:
-            pinned, recipients = self._pinned(repository, self._seal.keys() if self._seal.encrypt else None)
-        except (CorruptBackup, CredentialError):
+            pinned = WriterState.load(self._directory / _PINNED, repository)
+            keys = self._seal.keys() if self._seal.encrypt else KeyRing((), ())
+        except (RepositoryError, CredentialError):
             return {}
+        if pinned is None:
+            return {}
+        recipients = [known for known in keys.recipients if isinstance(known, X25519Recipient)]
+        if passphrases(keys) and pinned.recipient:
+            recipients.append(X25519Recipient.parse(pinned.recipient))
         known = self._memory(repository, pinned.id_key, recipients).key_files()
         suffix = "age" if self._seal.encrypt else "json"
         found = {f"keys/{run}.{suffix}": digest for run, digest in known.items()}
         return found | ({IDENTITY: pinned.identity} if pinned.identity else {})
 
     def _metadata_of(self, backup_id: str) -> BackupMetadata | None:
-        name = names.metadata_name(backup_id)
-        found = self._load(name) if self._storage.exists(name) else None
+        """None where it is lost, or damaged."""
+        name = names.metadata_name(backup_id) if is_backup_id(backup_id) else ""
+        found = self._load(name) if name and self._storage.exists(name) else None
         return found if found is not None and found.status != DAMAGED else None
 
     def _is_at_work(self, name: str) -> bool:
-        backup_id = names.id_of_metadata(name)
-        found = self._metadata_of(backup_id) if backup_id is not None else None
+        """Whether a manifest, or metadata, is of a run that has not ended."""
+        found = self._metadata_of(names.id_of_metadata(name) or names.manifest_id(name) or "")
         return found is not None and found.status == RUNNING
 
     def rebuild_list(self, metadata: BackupMetadata) -> bool:

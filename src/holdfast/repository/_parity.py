@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from holdfast.durable import explained
 from holdfast.errors import CorruptBackup, StorageError
+from holdfast.repository._mended import SECTOR, MendedObject, Patches
 from holdfast.repository._parity_storage import parity_name
-from holdfast.repository.dedup._mended import SECTOR, MendedObject, Patches
 from holdfast.storage.base import OpenObject, Storage
 from holdfast.streams import RandomAccess
 
@@ -199,7 +199,7 @@ def verify_parity(storage: Storage, name: str) -> None:
 
 
 _MENDED = "`holdfast repair` mends it from its parity; until then it is read mended."
-_REPAIRED = "`holdfast repair` makes it anew; the object that it mends is sound."
+_REPAIRED = "`holdfast repair` makes it anew, once it has proved the object that it mends."
 
 
 @dataclass(frozen=True, slots=True)
