@@ -52,7 +52,7 @@ class Mender:
             except FileNotFoundError:
                 continue  # It was deleted meanwhile.
             except _REFUSALS as error:
-                yield Mending(f"{name}: {error}", False)
+                yield Mending(str(error) if name in str(error) else f"{name}: {error}", False)
                 continue
             if told:
                 yield Mending(f"{name}: {told}", True)
