@@ -16,7 +16,10 @@ from holdfast.config import BackupConfig, DatabaseSpec, Settings, load_settings
 from holdfast.crypto import KeyRing, SigningKey, fingerprint, read_key_file, verify
 from holdfast.engines import SwapKinds, database_source, server_target, sqlite_target
 from holdfast.errors import ConfigError, CredentialError, KeyMissing, RestoreError
+from holdfast.eventlog import log
+from holdfast.events import Warned
 from holdfast.model import BackupFormat, Component, Signature, SourceRecord
+from holdfast.repository._parity_storage import ParityStorage
 from holdfast.repository.archive import ArchiveRepository, Seal
 from holdfast.repository.either import EitherRepository
 from holdfast.sources.base import Restorable, Source
@@ -68,12 +71,14 @@ class Installation:
 
     def at(self, backup_dir: Path, format_: BackupFormat) -> Installation:
         """The same service with another backup directory, and the format of new backups there."""
-        settings = replace(self.settings, backup_dir=backup_dir, format=format_)
+        parity = self.settings.parity and format_ == "dedup"
+        settings = replace(self.settings, backup_dir=backup_dir, format=format_, parity=parity)
         return Installation(settings, self.state.at(backup_dir), self.clock, self.manual_key)
 
     @cached_property
     def repository(self) -> EitherRepository:
-        storage = LocalStorage(self.settings.backup_dir)
+        directory = LocalStorage(self.settings.backup_dir)
+        storage = ParityStorage(directory, writes=self.settings.parity, told=self._note_mended)
         seal = Seal(encrypt=self.settings.encrypt, keys=self.keys, sign=self.sign, believes=self.believes)
         host, tool = socket.gethostname(), f"holdfast {__version__}"
         archive = ArchiveRepository(
@@ -105,6 +110,15 @@ class Installation:
             )
 
         return EitherRepository(storage, archive, dedup, writes=self.settings.format)
+
+    @cached_property
+    def mended(self) -> list[str]:
+        """What a person should know of damage that was mended in reading, a sentence for each object."""
+        return []
+
+    def _note_mended(self, message: str) -> None:
+        log(Warned(message))
+        self.mended.append(message)
 
     def _file_of(self, path: str) -> Path:
         """Where the file of an entry lies, if it is still there."""

@@ -43,6 +43,18 @@ def test_without_any_configuration_the_contracts_defaults_hold(tmp_path: Path) -
     assert settings.log_format == "text"
 
 
+def test_parity_is_off_and_is_for_the_deduplicating_format_alone(tmp_path: Path) -> None:
+    assert not load_settings(tmp_path, {"BACKUP_FORMAT": "dedup"}).parity
+    assert load_settings(tmp_path, {"BACKUP_FORMAT": "dedup", "BACKUP_PARITY": "true"}).parity
+    (tmp_path / "holdfast.toml").write_text('[backup]\nformat = "dedup"\nparity = true\n')
+    assert load_settings(tmp_path, {}).parity
+    with pytest.raises(ConfigError, match="parity") as refused:
+        load_settings(tmp_path, {"BACKUP_FORMAT": "archive"})
+    assert "BACKUP_FORMAT=dedup" in refused.value.hint
+    with pytest.raises(ConfigError, match="BACKUP_PARITY is 'some': it must be true or false"):
+        load_settings(tmp_path, {"BACKUP_PARITY": "some"})
+
+
 def test_the_root_is_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_settings(environ={}).root == tmp_path.resolve()

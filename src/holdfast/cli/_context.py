@@ -58,6 +58,8 @@ def command(
         try:
             yield installation
         finally:
+            for message in installation.mended:
+                say(f"Warning: {message}")
             if measured and installation.settings.metrics_textfile is not None:
                 _write_metrics(installation)
     except (HoldfastError, KeyboardInterrupt) as error:

@@ -29,6 +29,7 @@ VARIABLES: dict[str, Location] = {
     "BACKUP_ENCRYPT": ("tables", "backup", "encrypt"),
     "BACKUP_FORMAT": ("tables", "backup", "format"),
     "BACKUP_TRUST_WRITERS": ("tables", "backup", "trust_writers"),
+    "BACKUP_PARITY": ("tables", "backup", "parity"),
     "ENCRYPTION_KEY": ("variables", "encryption_key"),
     "DATABASE_URL": ("variables", "database_url"),
     "LOG_LEVEL": ("variables", "log_level"),

@@ -41,6 +41,8 @@ class Settings:
     """Of new backups."""
     trust_writers: tuple[str, ...]
     """Hosts, by public signing key or fingerprint, whose chunks count as stored."""
+    parity: bool
+    """Whether what new backups store can be mended. Only of the deduplicating format."""
     include_models: bool
     include_config: bool
     include_logs: bool
@@ -142,6 +144,11 @@ def load_settings(
     everything = build(*origins)
 
     tables, backup = everything.tables, everything.tables.backup
+    if backup.parity and backup.format != "dedup":
+        raise ConfigError(
+            "BACKUP_PARITY, or parity in [backup], is true, and archives have no parity",
+            hint='Set BACKUP_FORMAT=dedup (format = "dedup" in [backup]), or leave parity off.',
+        )
     return Settings(
         root=root,
         config_file=config_file,
@@ -152,6 +159,7 @@ def load_settings(
         encrypt=backup.encrypt,
         format=backup.format,
         trust_writers=backup.trust_writers,
+        parity=backup.parity,
         include_models=backup.include_models,
         include_config=backup.include_config,
         include_logs=backup.include_logs,

@@ -211,6 +211,7 @@ class BackupTable(Table):
     encrypt: Switch = True
     format: Format = "archive"
     trust_writers: Writers = ()
+    parity: Switch = False
     include_models: Switch = True
     include_config: Switch = True
     include_logs: Switch = False

@@ -1,4 +1,4 @@
-"""Make again what can be made again from the archives."""
+"""Mend what can be mended, and make again what can be made again from the archives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from holdfast.installation import Installation
 
 
 def repair(installation: Installation, emit: Emit) -> int:
-    """Writes the metadata that archives have lost, and the list that the next incremental needs.
+    """Writes anew what its parity mends; then the metadata that archives have lost, and the list that the next
+    incremental needs.
 
     A signature cannot be made again: restoring such a backup needs `--trust`. Returns how many things were
     repaired. Raises LockHeld, KeyMissing where archives are encrypted and cannot be read.
@@ -17,6 +18,10 @@ def repair(installation: Installation, emit: Emit) -> int:
     repository = installation.repository
     installation.state.make()
     with repository.expiring():
+        for mending in repository.mend():
+            emit(Noted(mending.told) if mending.is_done else Warned(mending.told))
+            repaired += mending.is_done
+        installation.mended.clear()  # It is written anew by now, or was told of.
         for name in repository.orphans():
             try:
                 metadata = repository.examine(name)
@@ -29,6 +34,9 @@ def repair(installation: Installation, emit: Emit) -> int:
             repository.save_metadata(metadata)
             emit(Noted(f"{metadata.backup_id}: wrote its metadata again, without a signature"))
             repaired += 1
+        if repository.writes == "dedup" and not repository.dedup.can_read():
+            emit(Warned("the identity is not here, so nothing that has to be read is made again"))
+            return repaired
         full = next((metadata for metadata in repository.backups("full") if metadata.is_good), None)
         if full is not None and repository.rebuild_list(full):
             emit(Noted(f"{full.backup_id}: made the list again that incrementals are compared with"))

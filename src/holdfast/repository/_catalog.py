@@ -39,7 +39,7 @@ RUNNING = "running"
 DAMAGED = "damaged"
 """The status that stands for a metadata file that cannot be read."""
 
-_METADATA_LIMIT = 1 << 20
+METADATA_LIMIT = 1 << 20
 
 
 class Catalog:
@@ -101,7 +101,7 @@ class Catalog:
         name = names.metadata_name(metadata.backup_id)
         changed = replace(self._parse(name), pinned=pinned)
         # What a later version has written there, and this one does not know, stays.
-        known = json.loads(self._storage.get(name, limit=_METADATA_LIMIT))
+        known = json.loads(self._storage.get(name, limit=METADATA_LIMIT))
         self._storage.put(name, _as_file({**known, "pinned": pinned}))
         return changed
 
@@ -191,14 +191,19 @@ class Catalog:
             )
 
     def _parse(self, name: str) -> BackupMetadata:
-        try:
-            data = json.loads(self._storage.get(name, limit=_METADATA_LIMIT))
-        except (ValueError, RecursionError) as error:
-            raise CorruptBackup(f"{name} is not JSON") from error
-        metadata = BackupMetadata.from_json(data, what=name)
-        if names.metadata_name(metadata.backup_id) != name:
-            raise CorruptBackup(f"{name} is the metadata of {metadata.backup_id}")
-        return metadata
+        return parse_metadata(self._storage.get(name, limit=METADATA_LIMIT), name)
+
+
+def parse_metadata(content: bytes, name: str) -> BackupMetadata:
+    """What a metadata file of that name says. Raises CorruptBackup."""
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CorruptBackup(f"{name} is not JSON") from error
+    metadata = BackupMetadata.from_json(data, what=name)
+    if names.metadata_name(metadata.backup_id) != name:
+        raise CorruptBackup(f"{name} is the metadata of {metadata.backup_id}")
+    return metadata
 
 
 def running(plan: RunPlan, format_: BackupFormat, *, encrypted: bool, host: str, tool: str) -> BackupMetadata:

@@ -19,6 +19,7 @@ from holdfast.storage.base import Storage, Upload
 
 if TYPE_CHECKING:
     from holdfast.repository.dedup import DedupRepository
+    from holdfast.repository.dedup._mender import Mending
 
 
 class EitherRepository(Catalog):
@@ -90,6 +91,11 @@ class EitherRepository(Catalog):
     def free(self) -> list[str]:
         """Deletes packs that no backup needs any more."""
         return self.dedup.free()
+
+    def mend(self) -> Iterator[Mending]:
+        """Mends what has parity; see `Upkeep.mend`."""
+        if self.writes == "dedup" or self._storage.exists("repository.json"):
+            yield from self.dedup.mend()
 
     def rebuild_list(self, metadata: BackupMetadata) -> bool:
         """Makes the list of a backup in the local state again. False when it is there already."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 from holdfast.model import BackupMetadata
 from holdfast.repository._seal import Seal
 from holdfast.repository.dedup.repository import DedupRepository
+from holdfast.storage.base import Storage
 from holdfast.storage.local import LocalStorage
 from repository.archive.archives import IDENTITY, SIGNING_KEY, ArchiveGround, believes, sign
 
@@ -24,7 +25,7 @@ class DedupGround(ArchiveGround):
 
     def repository(self) -> DedupRepository:  # type: ignore[override]
         return DedupRepository(
-            LocalStorage(self.directory),
+            self.storage(),
             self.state,
             Seal(encrypt=self.encrypt, keys=lambda: self.keys, sign=sign, believes=believes),
             writer=lambda: SIGNING_KEY.public,
@@ -33,6 +34,9 @@ class DedupGround(ArchiveGround):
             tool="holdfast 1",
             clock=self.clock,
         )
+
+    def storage(self) -> Storage:
+        return LocalStorage(self.directory)
 
     def locate(self, path: str) -> Path | None:
         """Where a file of the service lies."""

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 
 from holdfast.errors import CorruptBackup
-from holdfast.repository.dedup._parity import mend, parity_name, write_parity
+from holdfast.repository._parity import mend, parity_name, write_parity
 from holdfast.storage.local import LocalStorage
 from holdfast.storage.memory import MemoryObject, MemoryStorage
 from holdfast.streams import RandomAccess

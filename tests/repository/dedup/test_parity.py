@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.errors import CorruptBackup
-from holdfast.repository.dedup._parity import mend, repair, write_parity
+from holdfast.repository._parity import mend, repair, write_parity
 from holdfast.storage.base import OpenObject
 from holdfast.storage.local import LocalStorage
 from holdfast.storage.memory import MemoryStorage

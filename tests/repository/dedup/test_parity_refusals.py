@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from conformance.storage import content_of
 from holdfast.errors import CorruptBackup, StorageError
-from holdfast.repository.dedup import _parity
-from holdfast.repository.dedup._parity import mend, repair, write_parity
+from holdfast.repository import _parity
+from holdfast.repository._parity import mend, repair, write_parity
 from holdfast.storage.memory import Crashed, MemoryStorage
 from holdfast.streams import RandomAccess
 from repository.dedup.parities import (

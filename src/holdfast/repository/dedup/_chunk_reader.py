@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from holdfast.errors import CorruptBackup
 from holdfast.repository._manifest import ChunkRef, PackRef
+from holdfast.repository._parity_storage import checked
 from holdfast.repository.dedup._ids import Bytes
 from holdfast.repository.dedup._index import ChunkIndex, ChunkPlace
 from holdfast.repository.dedup._key_file import RunKeys
@@ -140,7 +141,8 @@ class ChunkReader:
         except FileNotFoundError:
             raise missing_pack(pack, self._name) from None
         try:
-            reader = PackReader(source, pack, self._keys_of(run))
+            keys = self._keys_of(run)
+            reader = checked(source, lambda: PackReader(source, pack, keys))
         except BaseException:
             source.close()
             raise
@@ -208,6 +210,10 @@ def missing_pack(pack: str, backup: str) -> CorruptBackup:
 
 def _open(reader: PackReader, row: BlockRow, base: Bytes | None) -> Bytes:
     """In a thread: a block's raw bytes, each of its chunks compared with its id."""
-    raw = reader.block(row.position, lambda _: base or b"")
-    reader.compare(row.position, raw)
-    return raw
+
+    def read() -> Bytes:
+        raw = reader.block(row.position, lambda _: base or b"")
+        reader.compare(row.position, raw)
+        return raw
+
+    return checked(reader.source, read)

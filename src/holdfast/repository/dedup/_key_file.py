@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from holdfast.clock import Clock, parse_timestamp, timestamp
@@ -28,9 +29,11 @@ from holdfast.crypto import (
 )
 from holdfast.crypto.age import CHUNK
 from holdfast.errors import CorruptBackup, KeyMissing, KeyWrong
+from holdfast.repository._parity_storage import checked
 from holdfast.repository.dedup._ids import KEY_LENGTH
 from holdfast.repository.dedup._names import is_run
-from holdfast.storage.base import OpenObject, Storage
+from holdfast.storage.base import Storage
+from holdfast.streams import RandomAccess
 
 IDENTITY = "keys/identity.age"
 
@@ -125,20 +128,29 @@ def read_run_keys(storage: Storage, run: str, identities: Sequence[Identity], *,
         except FileNotFoundError:
             continue
         with source:
-            text = _read_age(source, identities, path) if encrypted else _read_clear(source, path)
-        keys = _parse(text, path)
-        if keys.run != run:
-            raise CorruptBackup(f"{path} is the key file of another run, {keys.run}")
-        if keys.repository != repository:
-            raise CorruptBackup(
-                f"{path} belongs to repository {keys.repository}, and this is {repository}",
-                hint="Two repositories have been mixed. Take what belongs to the other out of this one.",
-            )
-        return keys
+            parse = partial(parse_run_keys, source, path, identities, repository=repository)
+            return checked(source, parse)
     raise CorruptBackup(
         f"run {run} has no key file: what it wrote cannot be read",
         hint=f"Put keys/{run}.age back from a copy of the repository.",
     )
+
+
+def parse_run_keys(
+    source: RandomAccess, path: str, identities: Sequence[Identity], *, repository: str
+) -> RunKeys:
+    """What an opened key file holds; `path`: ``keys/<run>.age`` or ``.json``. Raises as `read_run_keys` does."""
+    run, _, suffix = path.removeprefix("keys/").partition(".")
+    text = _read_age(source, identities, path) if suffix == "age" else _read_clear(source, path)
+    keys = _parse(text, path)
+    if keys.run != run:
+        raise CorruptBackup(f"{path} is the key file of another run, {keys.run}")
+    if keys.repository != repository:
+        raise CorruptBackup(
+            f"{path} belongs to repository {keys.repository}, and this is {repository}",
+            hint="Two repositories have been mixed. Take what belongs to the other out of this one.",
+        )
+    return keys
 
 
 def rewrap_run_keys(
@@ -154,13 +166,24 @@ def rewrap_run_keys(
     except FileNotFoundError:
         return False
     with source:
-        upload = storage.create(path, replace=True)
-        try:
-            rewrap(source, upload, identities, recipients, name=path)
-            upload.publish()
-        finally:
-            upload.abort()
+        checked(source, lambda: rewrap_to(storage, path, source, identities, recipients))
     return True
+
+
+def rewrap_to(
+    storage: Storage,
+    path: str,
+    source: RandomAccess,
+    identities: Sequence[Identity],
+    recipients: Sequence[X25519Recipient] | Sequence[PassphraseRecipient],
+) -> str:
+    """Writes an opened age file, for other recipients, in the place of `path`. Returns its SHA-256."""
+    upload = storage.create(path, replace=True)
+    try:
+        rewrap(source, upload, identities, recipients, name=path)
+        return upload.publish()
+    finally:
+        upload.abort()
 
 
 def write_identity(storage: Storage, identity: X25519Identity, passphrase: PassphraseRecipient) -> None:
@@ -184,7 +207,12 @@ def read_identity(storage: Storage, passphrases: Sequence[PassphraseIdentity]) -
             hint="Give its identity (AGE-SECRET-KEY-1…), or put the file back from a copy of the repository.",
         ) from None
     with source:
-        text = _read_age(source, passphrases, IDENTITY)
+        return checked(source, lambda: parse_identity(source, passphrases))
+
+
+def parse_identity(source: RandomAccess, passphrases: Sequence[PassphraseIdentity]) -> X25519Identity:
+    """What an opened ``keys/identity.age`` holds. Raises KeyWrong, CorruptBackup."""
+    text = _read_age(source, passphrases, IDENTITY)
     try:
         found = KeyRing.parse(text).identities
     except (KeyMissing, KeyWrong):
@@ -216,14 +244,14 @@ def _write(
         upload.abort()
 
 
-def _read_age(source: OpenObject, identities: Sequence[Identity], path: str) -> bytes:
+def _read_age(source: RandomAccess, identities: Sequence[Identity], path: str) -> bytes:
     reader = OpeningReader(source, identities, name=path)
     if reader.size > _LIMIT:
         raise CorruptBackup(f"{path} is too large for a key file")
     return reader.read_at(0, reader.size)
 
 
-def _read_clear(source: OpenObject, path: str) -> bytes:
+def _read_clear(source: RandomAccess, path: str) -> bytes:
     if source.size > _LIMIT:
         raise CorruptBackup(f"{path} is too large for a key file")
     return source.read_at(0, source.size)

@@ -8,10 +8,12 @@ anybody whom nobody has named here.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import TypeVar
 
 from holdfast.crypto import fingerprint
 from holdfast.errors import CorruptBackup, StorageError
+from holdfast.repository._parity_storage import checked
 from holdfast.repository.dedup._index_object import audience_digest, claimed_writer, open_index
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._known import Known, KnownChunk, resting_on
@@ -120,7 +122,7 @@ def learn(
                 if known is None:
                     strangers[index] = writer
                     continue
-                found = open_index(source, index, id_key)
+                found = checked(source, partial(open_index, source, index, id_key))
             if found is not None and (found.repository, found.audience) == ours:
                 there = (table for table in found.tables if _is_there(storage, table))
                 learnt += known.learn(index, writer, found.key_file, there)

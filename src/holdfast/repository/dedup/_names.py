@@ -23,6 +23,15 @@ def object_name(run: str, number: int) -> str:
     return f"{run}-{number}"
 
 
+def is_object_name(text: str) -> bool:
+    """Whether `text` is the name of a pack, or of an index object."""
+    try:
+        parse_object_name(text)
+    except CorruptBackup:
+        return False
+    return True
+
+
 def parse_object_name(name: object) -> tuple[str, int]:
     """The run and the number in the name of a pack or an index object. Raises CorruptBackup."""
     match = _OBJECT.fullmatch(name) if isinstance(name, str) else None

@@ -49,7 +49,7 @@ class PackReader:
         if run != keys.run:
             raise ValueError(f"pack {name} is not of run {keys.run}")
         self.name = name
-        self._source = source
+        self.source = source
         self._keys = keys
         self._sealer = Sealer(keys, PACK_MAGIC, number)
         self.table = self._read_table() if table is None else table
@@ -85,9 +85,9 @@ class PackReader:
             self.compare(row.position, self._open_block(row, sealed, resolve))
             end = row.offset + row.length
         _, expected, _ = self._read_trailer()
-        digest.update(self._read(end, self._source.size - end - (_TRAILER.size - 4)))
+        digest.update(self._read(end, self.source.size - end - (_TRAILER.size - 4)))
         found = digest.hexdigest()
-        if self._source.size != self.table.size or found != expected.hex() or found != self.table.hash:
+        if self.source.size != self.table.size or found != expected.hex() or found != self.table.hash:
             raise CorruptBackup(f"pack {self.name} is damaged: its digest is another one")
 
     def _open_block(self, row: BlockRow, sealed: bytes, resolve: Resolve) -> bytes | memoryview:
@@ -102,10 +102,10 @@ class PackReader:
             raise CorruptBackup(f"{what}: {error}", hint=error.hint) from error
 
     def _read_table(self) -> PackTable:
-        size = self._source.size
+        size = self.source.size
         if size > MAX_PACK:
             raise CorruptBackup(f"{self.name} has {size} bytes, more than a pack may have")
-        self._check_header(self._source.read_at(0, HEADER_LENGTH))
+        self._check_header(self.source.read_at(0, HEADER_LENGTH))
         length, digest, tail = self._read_trailer()
         end = size - _TRAILER.size
         if not TAG_LENGTH <= length <= min(end - HEADER_LENGTH, MAX_TABLE):
@@ -143,7 +143,7 @@ class PackReader:
 
     def _read_trailer(self) -> tuple[int, bytes, bytes]:
         """Length of the sealed table, digest, and the last bytes of the pack, the trailer included."""
-        size = self._source.size
+        size = self.source.size
         usual = min(size, _USUAL_TAIL)
         tail = self._read(size - usual, usual)
         if size < HEADER_LENGTH + _TRAILER.size or not tail.endswith(PACK_END):
@@ -152,7 +152,7 @@ class PackReader:
         return length, digest, tail
 
     def _read(self, offset: int, length: int) -> bytes:
-        data = self._source.read_at(offset, length)
+        data = self.source.read_at(offset, length)
         if len(data) != length:
             raise CorruptBackup(f"pack {self.name} is cut short: it ends within {length} bytes from {offset}")
         return data

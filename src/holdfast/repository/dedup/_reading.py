@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -17,13 +16,21 @@ from holdfast.model import BackupMetadata
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import Catalog
+from holdfast.repository._parity import verify_parity
+from holdfast.repository._parity_storage import ParityStorage, checked, mend_first
 from holdfast.repository._seal import Seal
 from holdfast.repository.dedup._bases import Locate
 from holdfast.repository.dedup._chunk_reader import ChunkReader, missing_pack
 from holdfast.repository.dedup._key_file import RunKeys, read_run_keys
 from holdfast.repository.dedup._manifest_object import ManifestReader
 from holdfast.repository.dedup._stored import StoredManifest
-from holdfast.repository.dedup._verify import verify_keys, verify_manifest, verify_packs
+from holdfast.repository.dedup._verify import (
+    checksum_of,
+    objects_of,
+    verify_keys,
+    verify_manifest,
+    verify_packs,
+)
 from holdfast.repository.dedup._writer import (
     open_repository,
     opened,
@@ -50,7 +57,11 @@ class Reading(Catalog):
     ) -> None:
         """`writer`: this host's public signing key. `locate`: where on this host an entry's file lies, if it does.
         `trust_writers`: fingerprints of the hosts whose chunks are taken for stored."""
+        # What is damaged is read as parity mends it, whoever gave us the storage.
+        storage = storage if isinstance(storage, ParityStorage) else ParityStorage(storage)
         super().__init__(storage)
+        self._plain = storage.plain
+        self._gives_parity = storage.writes
         self._state = state
         self._seal = seal
         self._writer = writer
@@ -91,6 +102,7 @@ class Reading(Catalog):
     def verify(self, metadata: BackupMetadata, *, deep: bool, progress: Callable[[int], None]) -> None:
         name = names.manifest_name(metadata.backup_id)
         with ExitStack() as stack:
+            verify_parity(self._plain, name)
             if self._checksum(name) != metadata.checksum:
                 raise CorruptBackup(
                     f"{name} does not have the checksum {metadata.checksum[:12]}… of its metadata"
@@ -99,6 +111,9 @@ class Reading(Catalog):
                 self._verify_from_list(metadata)
                 return
             with self.open(metadata) as stored:
+                if deep:
+                    for needed in objects_of(self._storage, metadata, stored.manifest):
+                        verify_parity(self._plain, needed)
                 verify_packs(self._storage, stored.manifest.packs, metadata.backup_id, deep=deep)
                 verify_keys(self._storage, stored.manifest.packs, metadata.backup_id)
                 if deep:
@@ -127,7 +142,7 @@ class Reading(Catalog):
         repository = open_repository(self._storage, create=False)
         file = stack.enter_context(self._open_object(name))
         keys = self._opened_keys() if metadata.encrypted else None
-        reader = ManifestReader(file, metadata, keys, name=name)
+        reader = checked(file, lambda: ManifestReader(file, metadata, keys, name=name))
         stack.callback(reader.close)
         if reader.repository != repository:
             raise CorruptBackup(
@@ -163,11 +178,9 @@ class Reading(Catalog):
             raise CorruptBackup(f"{name} is missing, though its metadata is there") from None
 
     def _checksum(self, name: str) -> str:
-        digest = hashlib.sha256()
         with self._open_object(name) as file:
-            for offset in range(0, file.size, 1 << 20):
-                digest.update(file.read_at(offset, 1 << 20))
-        return digest.hexdigest()
+            mend_first(file)
+            return checksum_of(file)
 
     def _packs_there(self, prefixes: set[str]) -> set[str]:
         return {

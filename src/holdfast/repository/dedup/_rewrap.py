@@ -11,12 +11,13 @@ from holdfast.crypto import (
     PassphraseRecipient,
     X25519Identity,
     X25519Recipient,
-    rewrap,
 )
 from holdfast.errors import KeyMissing, KeyWrong
+from holdfast.repository._parity_storage import checked
 from holdfast.repository.dedup._key_file import (
     IDENTITY,
     read_identity,
+    rewrap_to,
     write_identity,
 )
 from holdfast.repository.dedup._writer import passphrases
@@ -57,7 +58,7 @@ def is_opened_by(storage: Storage, name: str, identities: Sequence[Identity]) ->
     """Whether an age file is for one of these."""
     with storage.open(name) as file:
         try:
-            OpeningReader(file, identities, name=name)
+            checked(file, lambda: OpeningReader(file, identities, name=name))
         except KeyWrong:
             return False
     return True
@@ -70,12 +71,7 @@ def _replace(
     new: Sequence[X25519Recipient] | Sequence[PassphraseRecipient],
 ) -> str:
     with storage.open(name) as file:
-        upload = storage.create(name, replace=True)
-        try:
-            rewrap(file, upload, old, new, name=name)
-            return upload.publish()
-        finally:
-            upload.abort()
+        return checked(file, lambda: rewrap_to(storage, name, file, old, new))
 
 
 def _passphrase_of(keys: KeyRing) -> list[PassphraseRecipient]:

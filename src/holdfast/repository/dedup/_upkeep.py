@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,19 +20,23 @@ from holdfast.errors import (
     RepositoryError,
     StorageError,
 )
-from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation
+from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation, is_backup_id
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import DAMAGED, RUNNING
+from holdfast.repository._parity_storage import checked, mend_first
 from holdfast.repository.dedup._garbage import Garbage
 from holdfast.repository.dedup._ids import KEY_LENGTH
-from holdfast.repository.dedup._key_file import key_file_digest, rewrap_run_keys
+from holdfast.repository.dedup._key_file import IDENTITY, key_file_digest, rewrap_run_keys
 from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._manifest_object import ManifestReader
 from holdfast.repository.dedup._memories import Memories, learn
+from holdfast.repository.dedup._mender import Mender, Mending
+from holdfast.repository.dedup._proof import Proof
 from holdfast.repository.dedup._reading import Reading
 from holdfast.repository.dedup._rewrap import is_opened_by, recipients_of, rewrap_identity, rewrap_object
 from holdfast.repository.dedup._writer import (
+    MARK,
     WriterState,
     audience,
     open_repository,
@@ -63,7 +67,7 @@ class Upkeep(Reading):
         else:
             with (
                 self._open_object(name) as file,
-                closing(ManifestReader(file, metadata, old, name=name)) as lines,
+                closing(checked(file, lambda: ManifestReader(file, metadata, old, name=name))) as lines,
             ):
                 runs = {lines.run, *(pack.name.partition("-")[0] for pack in lines.packs if pack.hash)}
             given = [run for run in sorted(runs) if self._give(run, old, new, recipients)]
@@ -124,6 +128,50 @@ class Upkeep(Reading):
         name = names.metadata_name(metadata.backup_id)
         return self._storage.exists(name) and self._load(name).status == RUNNING
 
+    def mend(self) -> Iterator[Mending]:
+        """Writes anew what is damaged and its parity mends, once it is proved; and parity that is damaged, or
+        missing where there is to be some. Tells of each object that was not as it should be."""
+        if not self._storage.exists(MARK):
+            return
+        repository = open_repository(self._storage, create=False)
+        proof = Proof(
+            repository=repository,
+            keys=self._seal.keys,
+            opened=self._opened_keys,
+            keys_of=self._keys_of,
+            metadata_of=self._metadata_of,
+            known=self._remembered(repository),
+        )
+        yield from Mender(self._plain, proof.check, gives_parity=self._gives_parity).run(self._is_at_work)
+
+    def _remembered(self, repository: str) -> dict[str, str]:
+        """The SHA-256 of key files, and of the identity's, that this host has seen to be good."""
+        try:
+            pinned = WriterState.load(self._directory / _PINNED, repository)
+            keys = self._seal.keys() if self._seal.encrypt else KeyRing((), ())
+        except (RepositoryError, CredentialError):
+            return {}
+        if pinned is None:
+            return {}
+        recipients = [known for known in keys.recipients if isinstance(known, X25519Recipient)]
+        if passphrases(keys) and pinned.recipient:
+            recipients.append(X25519Recipient.parse(pinned.recipient))
+        known = self._memories(repository, pinned.id_key, recipients).own.key_files()
+        suffix = "age" if self._seal.encrypt else "json"
+        found = {f"keys/{run}.{suffix}": digest for run, digest in known.items()}
+        return found | ({IDENTITY: pinned.identity} if pinned.identity else {})
+
+    def _metadata_of(self, backup_id: str) -> BackupMetadata | None:
+        """None where it is lost, or damaged."""
+        name = names.metadata_name(backup_id) if is_backup_id(backup_id) else ""
+        found = self._load(name) if name and self._storage.exists(name) else None
+        return found if found is not None and found.status != DAMAGED else None
+
+    def _is_at_work(self, name: str) -> bool:
+        """Whether a manifest, or metadata, is of a run that has not ended."""
+        found = self._metadata_of(names.id_of_metadata(name) or names.manifest_id(name) or "")
+        return found is not None and found.status == RUNNING
+
     def rebuild_list(self, metadata: BackupMetadata) -> bool:
         """Makes the list of a backup in the local state again. False when it is there already."""
         found = lists.open_list(self._state, metadata)
@@ -148,6 +196,7 @@ class Upkeep(Reading):
     def examine(self, name: str) -> BackupMetadata:
         """The metadata of a manifest that has lost its own, unsigned. What its run added is not known any more."""
         with self._open_object(name) as file:
+            mend_first(file)
             encrypted = is_age_file(file.read_at(0, 64))
             keys = self._opened_keys() if encrypted else None
             with closing(ManifestReader(file, None, keys, name=name)) as lines:

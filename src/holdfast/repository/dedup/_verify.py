@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 
 from blake3 import blake3
 
 from holdfast.errors import CorruptBackup
+from holdfast.model import BackupMetadata
+from holdfast.repository import _names as names
 from holdfast.repository._manifest import PackRef
 from holdfast.repository.dedup._chunk_reader import KeysOf
 from holdfast.repository.dedup._index_object import read_index
+from holdfast.repository.dedup._key_file import IDENTITY
+from holdfast.repository.dedup._manifest_object import ManifestReader
 from holdfast.repository.dedup._names import index_path, object_name, pack_path
 from holdfast.repository.dedup._stored import StoredManifest
-from holdfast.repository.dedup._writer import check_mark
+from holdfast.repository.dedup._writer import MARK, check_mark
 from holdfast.storage.base import Storage
+from holdfast.streams import RandomAccess
 
 _PIECE = 4 << 20
 _TRAILER = 40
@@ -52,6 +58,27 @@ def verify_keys(storage: Storage, packs: Sequence[PackRef], name: str) -> None:
     needed = {pack.name.partition("-")[0] for pack in packs if pack.hash}
     if missing := needed - there:
         raise CorruptBackup(f"run {min(missing)} has no key file, which {name} needs")
+
+
+def objects_of(storage: Storage, metadata: BackupMetadata, manifest: ManifestReader) -> Iterator[str]:
+    """The names in the storage of all that a backup consists of, but for its manifest."""
+    packs = [pack.name for pack in manifest.packs if pack.hash]
+    runs = {manifest.run, *(pack.partition("-")[0] for pack in packs)}
+    yield MARK
+    yield names.metadata_name(metadata.backup_id)
+    for path in storage.names("keys/"):
+        if path == IDENTITY or path.removeprefix("keys/").partition(".")[0] in runs:
+            yield path
+    yield from map(pack_path, packs)
+    yield from indexes_of(storage, manifest.run)
+
+
+def checksum_of(source: RandomAccess) -> str:
+    """The SHA-256 of an object, hexadecimal."""
+    digest = hashlib.sha256()
+    for offset in range(0, source.size, 1 << 20):
+        digest.update(source.read_at(offset, 1 << 20))
+    return digest.hexdigest()
 
 
 def indexes_of(storage: Storage, run: str) -> list[str]:

@@ -64,6 +64,10 @@ def open_repository(storage: Storage, *, create: bool) -> str:
         finally:
             upload.abort()
         return name
+    return _parse_mark(text)
+
+
+def _parse_mark(text: bytes) -> str:
     try:
         data = json.loads(text)
         version, name = data["holdfast_repository"], data["id"]
@@ -81,7 +85,12 @@ def open_repository(storage: Storage, *, create: bool) -> str:
 
 def check_mark(storage: Storage, name: str) -> None:
     """Raises CorruptBackup when `repository.json` is not as it was written, to the bit."""
-    if storage.get(MARK, limit=_LIMIT) != _mark(name):
+    prove_mark(storage.get(MARK, limit=_LIMIT), name)
+
+
+def prove_mark(content: bytes, name: str = "") -> None:
+    """The same of its content; without a `name`, for whichever repository it says."""
+    if content != _mark(name or _parse_mark(content)):
         raise CorruptBackup(f"{MARK} is damaged")
 
 

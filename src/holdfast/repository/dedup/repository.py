@@ -143,6 +143,9 @@ class DedupRepository(Upkeep):
             digest, size = run.lines.finish(upload, recipients or (), packs, run.records, coherent=coherent)
             run.store.check_size(upload.size)
             checksum = upload.publish()
+        except BaseException:
+            self._storage.delete(name)  # It may be there, and only its parity not.
+            raise
         finally:
             upload.abort()
         metadata = replace(

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from holdfast.durable import explained
 from holdfast.errors import CorruptBackup, StorageError
-from holdfast.repository.dedup._mended import SECTOR, MendedObject, Patches
+from holdfast.repository._mended import SECTOR, MendedObject, Patches
+from holdfast.repository._parity_storage import parity_name
 from holdfast.storage.base import OpenObject, Storage
 from holdfast.streams import RandomAccess
 
@@ -46,22 +47,18 @@ _Sums: TypeAlias = NDArray[np.uint32]
 _Words: TypeAlias = NDArray[np.uint64]
 
 
-def parity_name(name: str) -> str:
-    """The name of an object's parity."""
-    return f"{name}.parity"
-
-
-def write_parity(storage: Storage, name: str, *, group: int = GROUP) -> int:
+def write_parity(storage: Storage, name: str, *, group: int = GROUP, crc: int | None = None) -> int:
     """Writes the parity of an object, in place of any that it has, and returns its size in bytes.
 
-    Whoever calls it has checked the object: parity of damage keeps the damage. `group` is how many sectors have one
-    parity sector, 1 to 1,024. Takes at most some 30 MiB of memory, for objects of any size; up to 64 MiB with large
-    groups. Raises FileNotFoundError and StorageError.
+    Whoever calls it has checked the object, or knows the CRC-32 of all of it: parity of damage keeps the damage.
+    `group` is how many sectors have one parity sector, 1 to 1,024. Takes at most some 30 MiB of memory, for objects
+    of any size; up to 64 MiB with large groups. Raises FileNotFoundError; StorageError, also for another `crc`.
     """
     if not 1 <= group <= MAX_GROUP:
         raise ValueError(f"a group of {group} sectors is not between 1 and {MAX_GROUP}")
     with storage.open(name) as source:
-        upload = storage.create(parity_name(name), replace=True)
+        upload = storage.create(parity_name(name), replace=True, hashed=False)
+        found = 0
         try:
             header = _HEADER.pack(_MAGIC, source.size, group)
             upload.write(header + _CRC.pack(isal_zlib.crc32(header)))
@@ -70,13 +67,20 @@ def write_parity(storage: Storage, name: str, *, group: int = GROUP) -> int:
                 xor: _Words = np.zeros(stripe.sets * _SECTOR_WORDS, np.uint64)
                 for number, count in _steps(stripe.sectors):
                     offset = (stripe.first + number) * SECTOR
-                    piece = _padded(_read(source, offset, min(count * SECTOR, source.size - offset), name))
+                    data = _read(source, offset, min(count * SECTOR, source.size - offset), name)
+                    found = isal_zlib.crc32(data, found)
+                    piece = _padded(data)
                     sums[number : number + count] = _checksums(piece)
                     _add(xor, piece, number)
                 parity_sums = _checksums(xor.data.cast("B"))
                 tables = sums.tobytes() + parity_sums.tobytes()
                 upload.write(tables + _CRC.pack(isal_zlib.crc32(tables)))
                 upload.write(xor.data)
+            if crc is not None and found != crc:
+                raise StorageError(
+                    f"{name}: what was read back is not what was written",
+                    hint="Suspect the disk or the memory of this machine before you trust either again.",
+                )
             upload.publish()
             return upload.size
         finally:
@@ -133,6 +137,69 @@ def repair(storage: Storage, name: str, check: Callable[[RandomAccess], None]) -
     with storage.open(name) as written:
         check(written)
     return mended.bad_sectors
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How an object and its parity are, compared with each other in every bit."""
+
+    damage: str
+    """What is wrong with the object; empty where nothing is, or the parity cannot tell."""
+    spoilt: str
+    """What is wrong with the parity."""
+    mendable: bool
+
+
+def examine(storage: Storage, name: str) -> Condition | None:
+    """Reads all of an object and of its parity. None without parity. Raises FileNotFoundError, StorageError."""
+    with storage.open(name) as source:
+        try:
+            parity = storage.open(parity_name(name))
+        except FileNotFoundError:
+            return None
+        bad = spoilt = 0
+        mendable = True
+        with parity:
+            try:
+                size, group = _parse_header(parity, name)
+                for stripe in _stripes(size, group):
+                    sums, spare_sums = _read_tables(parity, stripe, name)
+                    sectors = _Sectors(source, stripe.first * SECTOR, size, sums, name)
+                    spares = _Sectors(parity, stripe.parity_offset, stripe.end, spare_sums, name)
+                    lost = [one for *_, found in sectors.pieces(0, stripe.sectors) for one in found]
+                    gone = [one for *_, found in spares.pieces(0, stripe.sets) for one in found]
+                    bad, spoilt = bad + len(lost), spoilt + len(gone)
+                    sets = {one % stripe.sets for one in lost}
+                    mendable = mendable and len(sets) == len(lost) and sets.isdisjoint(gone)
+            except (CorruptBackup, StorageError) as error:
+                return Condition("", str(error), False)
+        damage = _bad_sectors(bad)
+        if not bad and source.size != size:
+            damage = f"{source.size} bytes instead of {size}"
+        return Condition(damage, _bad_sectors(spoilt), mendable and bad <= MAX_BAD)
+
+
+def verify_parity(storage: Storage, name: str) -> None:
+    """Compares an object that has parity with that, in every bit, and the parity with itself.
+
+    One that is not there is no matter of this. Raises CorruptBackup for damage to either, StorageError.
+    """
+    try:
+        condition = examine(storage, name)
+    except FileNotFoundError:
+        return
+    if condition is None:
+        return
+    if condition.damage and not condition.mendable:
+        raise CorruptBackup(f"{name} is damaged: {condition.damage}, more than its parity mends")
+    if condition.damage:
+        raise CorruptBackup(f"{name} is damaged: {condition.damage}", hint=_MENDED)
+    if condition.spoilt:
+        raise CorruptBackup(f"{parity_name(name)} is damaged: {condition.spoilt}", hint=_REPAIRED)
+
+
+_MENDED = "`holdfast repair` mends it from its parity; until then it is read mended."
+_REPAIRED = "`holdfast repair` makes it anew, once it has proved the object that it mends."
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,17 +263,23 @@ def _parse_header(parity: OpenObject, name: str) -> tuple[int, int]:
     return size, group
 
 
-def _mend_stripe(
-    source: OpenObject, size: int, parity: OpenObject, stripe: _Stripe, name: str, patches: Patches
-) -> None:
-    """Finds the bad sectors of a stripe and adds what they held."""
+def _read_tables(parity: OpenObject, stripe: _Stripe, name: str) -> tuple[_Sums, _Sums]:
+    """The checksums of a stripe's sectors, and of its parity sectors."""
     length = (stripe.sectors + stripe.sets) * _CRC.size
     tables = _read(parity, stripe.offset, length + _CRC.size, parity_name(name))
     if tables[length:] != _CRC.pack(isal_zlib.crc32(tables[:length])):
         raise _damaged_parity(name)
-    sums: _Sums = np.frombuffer(tables, _U32, stripe.sectors)
-    parity_sums: _Sums = np.frombuffer(tables, _U32, stripe.sets, stripe.sectors * _CRC.size)
+    return (
+        np.frombuffer(tables, _U32, stripe.sectors),
+        np.frombuffer(tables, _U32, stripe.sets, stripe.sectors * _CRC.size),
+    )
 
+
+def _mend_stripe(
+    source: OpenObject, size: int, parity: OpenObject, stripe: _Stripe, name: str, patches: Patches
+) -> None:
+    """Finds the bad sectors of a stripe and adds what they held."""
+    sums, parity_sums = _read_tables(parity, stripe, name)
     xor: _Words = np.zeros(stripe.sets * _SECTOR_WORDS, np.uint64)
     sectors = _Sectors(source, stripe.first * SECTOR, size, sums, name)
     bad: list[int] = []
@@ -329,6 +402,10 @@ def _add(xor: _Words, piece: bytes | bytearray, number: int) -> None:
         step = min(len(words) - done, len(xor) - begin)
         xor[begin : begin + step] ^= words[done : done + step]
         done += step
+
+
+def _bad_sectors(count: int) -> str:
+    return f"{count} bad {'sector' if count == 1 else 'sectors'}" if count else ""
 
 
 def _damaged_parity(name: str) -> CorruptBackup:
