@@ -23,8 +23,8 @@ from holdfast.storage.base import OpenObject, Storage
 KeysOf = Callable[[str], RunKeys]
 """The keys of a run. Raises CorruptBackup, KeyMissing, KeyWrong."""
 
-_AHEAD = 32
-"""Chunks whose blocks are opened before they are asked for."""
+_AHEAD = 8
+"""Blocks that are opened before they are asked for."""
 _KEPT_BLOCKS = 32
 """Opened ones, mostly of a MiB: small files share one."""
 _OPEN_PACKS = 32
@@ -36,6 +36,23 @@ _DEPTH = 4
 class _Block(NamedTuple):
     pack: str
     position: int
+
+
+class _Span(NamedTuple):
+    """Chunks one after the other in a block."""
+
+    place: ChunkPlace
+    """Of the first."""
+    length: int
+    """Of all of them."""
+
+    def is_followed_by(self, place: ChunkPlace) -> bool:
+        first = self.place
+        return (place.pack, place.block.position, place.offset) == (
+            first.pack,
+            first.block.position,
+            first.offset + self.length,
+        )
 
 
 class ChunkReader:
@@ -57,17 +74,14 @@ class ChunkReader:
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="open")
 
     def read(self, chunks: Iterable[ChunkRef]) -> Iterator[memoryview]:
-        """The content of each chunk, in order, compared with its id. Raises CorruptBackup."""
-        places = self._places(chunks)
-        window: deque[tuple[ChunkRef, ChunkPlace, Future[Bytes]]] = deque()
-        for ref, place in islice(places, _AHEAD):
-            window.append((ref, place, self._block(place)))
+        """The content of chunks, in order, each compared with its id. Raises CorruptBackup."""
+        window: deque[tuple[_Span, Future[Bytes]]] = deque()
+        for span in self._spans(chunks):
+            window.append((span, self._block(span.place)))
+            if len(window) > _AHEAD:
+                yield _content(*window.popleft())
         while window:
-            ref, place, opened = window.popleft()
-            if following := next(places, None):
-                window.append((*following, self._block(following[1])))
-            block = memoryview(opened.result())
-            yield block[place.offset : place.offset + place.length]
+            yield _content(*window.popleft())
 
     def chunk(self, name: bytes) -> bytes:
         """One chunk by its id, in whichever pack it lies. Raises CorruptBackup when none has it."""
@@ -85,7 +99,20 @@ class ChunkReader:
             source.close()
         self._readers.clear()
 
-    def _places(self, chunks: Iterable[ChunkRef]) -> Iterator[tuple[ChunkRef, ChunkPlace]]:
+    def _spans(self, chunks: Iterable[ChunkRef]) -> Iterator[_Span]:
+        """Where chunks lie, those together that lie one after the other in one block."""
+        span: _Span | None = None
+        for place in self._places(chunks):
+            if span is not None and span.is_followed_by(place):
+                span = span._replace(length=span.length + place.length)
+                continue
+            if span is not None:
+                yield span
+            span = _Span(place, place.length)
+        if span is not None:
+            yield span
+
+    def _places(self, chunks: Iterable[ChunkRef]) -> Iterator[ChunkPlace]:
         rest = iter(chunks)
         while batch := list(islice(rest, _BATCH)):
             for number in {ref.pack for ref in batch} - self._loaded:
@@ -96,7 +123,7 @@ class ChunkReader:
                     raise CorruptBackup(
                         f"{self._name}: pack {self._packs[ref.pack].name} does not hold the chunk {ref.id}"
                     )
-                yield ref, place
+                yield place
 
     def _find(self, name: bytes, pack: str) -> ChunkPlace:
         """Where a chunk lies: in `pack`, if it is one of those listed, else in whichever has it, best whole."""
@@ -198,6 +225,11 @@ class ChunkReader:
         while len(self._blocks) > _KEPT_BLOCKS:
             # Awaited: what still reads must be found when its pack is closed.
             self._blocks.popitem(last=False)[1].exception()
+
+
+def _content(span: _Span, opened: Future[Bytes]) -> memoryview:
+    start = span.place.offset
+    return memoryview(opened.result())[start : start + span.length]
 
 
 def missing_pack(pack: str, backup: str) -> CorruptBackup:
