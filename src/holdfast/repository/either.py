@@ -18,7 +18,7 @@ from holdfast.repository.base import Run, RunPlan, StoredBackup
 from holdfast.storage.base import Storage, Upload
 
 if TYPE_CHECKING:
-    from holdfast.repository.dedup import DedupRepository
+    from holdfast.repository.dedup import Collected, DedupRepository
 
 
 class EitherRepository(Catalog):
@@ -87,9 +87,9 @@ class EitherRepository(Catalog):
             cleaned = []
         return cleaned + self.dedup.clean()
 
-    def free(self) -> list[str]:
-        """Deletes packs that no backup needs any more."""
-        return self.dedup.free()
+    def collect(self) -> Collected:
+        """Frees what no backup needs any more in packs."""
+        return self.dedup.collect()
 
     def rebuild_list(self, metadata: BackupMetadata) -> bool:
         """Makes the list of a backup in the local state again. False when it is there already."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from holdfast.errors import CorruptBackup
 from holdfast.repository._manifest import ChunkRef, PackRef
 from holdfast.repository.dedup._index import ChunkIndex, ChunkPlace
 from holdfast.repository.dedup._key_file import RunKeys
+from holdfast.repository.dedup._moved import missing_pack
 from holdfast.repository.dedup._names import pack_path, parse_object_name
 from holdfast.repository.dedup._pack_reader import PackReader
 from holdfast.repository.dedup._table import BlockRow, PackTable
@@ -39,11 +40,21 @@ class _Block(NamedTuple):
 class ChunkReader:
     """The chunks of one backup, or of several. For one thread."""
 
-    def __init__(self, storage: Storage, keys_of: KeysOf, packs: Sequence[PackRef], *, name: str) -> None:
-        """`packs`: where the chunks lie. `name`: what errors call the backup."""
+    def __init__(
+        self,
+        storage: Storage,
+        keys_of: KeysOf,
+        packs: Sequence[PackRef],
+        *,
+        name: str,
+        moved: Mapping[str, Sequence[PackRef]] | None = None,
+    ) -> None:
+        """`packs`: where the chunks lie. `name`: what errors call the backup. `moved`: what has the chunks of packs
+        that are not there any more; see `_moved`."""
         self._storage = storage
         self._keys_of = keys_of
         self._packs = packs
+        self._moved = moved or {}
         self._name = name
         self._index = ChunkIndex()
         self._loaded: set[int] = set()
@@ -73,6 +84,10 @@ class ChunkReader:
         block = self._block(place).result()
         return block[place.offset : place.offset + place.length]
 
+    def where(self, name: bytes, pack: str) -> str:
+        """The pack in which a chunk is found; `pack` if it is there. Raises CorruptBackup when none has it."""
+        return self._find(name, pack).pack
+
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
         for source, _ in self._readers.values():
@@ -101,7 +116,8 @@ class ChunkReader:
             ):
                 if number in self._loaded_bases or not self._packs[number].hash:
                     continue
-                self._bases.add(self._table(number))
+                for table in self._tables(number):
+                    self._bases.add(table)
                 self._loaded_bases.add(number)
                 place = self._bases.get(name)
                 if place is not None and place.block.base is None:
@@ -113,13 +129,16 @@ class ChunkReader:
     def _load(self, number: int) -> None:
         """Takes in the table of a pack."""
         if number not in self._loaded:
-            self._index.add(self._table(number))
+            for table in self._tables(number):
+                self._index.add(table)
             self._loaded.add(number)
 
-    def _table(self, number: int) -> PackTable:
+    def _tables(self, number: int) -> Iterator[PackTable]:
         if number >= len(self._packs) or not self._packs[number].hash:
             raise CorruptBackup(f"{self._name}: a chunk is said to lie in a pack that is not listed")
-        return self._reader(self._packs[number].name).table
+        pack = self._packs[number]
+        for place in self._moved.get(pack.name, (pack,)):
+            yield self._reader(place.name).table
 
     def _reader(self, pack: str) -> PackReader:
         held = self._readers.get(pack)
@@ -188,14 +207,6 @@ class ChunkReader:
         while len(self._blocks) > _KEPT_BLOCKS:
             # Awaited: what still reads must be found when its pack is closed.
             self._blocks.popitem(last=False)[1].exception()
-
-
-def missing_pack(pack: str, backup: str) -> CorruptBackup:
-    """The error for a pack that is not there."""
-    return CorruptBackup(
-        f"pack {pack} is missing, which {backup} needs",
-        hint="Put it back from a copy. Other backups may be whole: `holdfast verify --all` shows which.",
-    )
 
 
 def _open(reader: PackReader, row: BlockRow, base: bytes | None) -> bytes:

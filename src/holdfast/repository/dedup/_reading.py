@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 
@@ -17,11 +17,13 @@ from holdfast.model import BackupMetadata
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import Catalog
+from holdfast.repository._manifest import PackRef
 from holdfast.repository._seal import Seal
 from holdfast.repository.dedup._bases import Locate
-from holdfast.repository.dedup._chunk_reader import ChunkReader, missing_pack
+from holdfast.repository.dedup._chunk_reader import ChunkReader
 from holdfast.repository.dedup._key_file import RunKeys, read_run_keys
 from holdfast.repository.dedup._manifest_object import ManifestReader
+from holdfast.repository.dedup._moved import Moved, missing_pack
 from holdfast.repository.dedup._stored import StoredManifest
 from holdfast.repository.dedup._verify import verify_keys, verify_manifest, verify_packs
 from holdfast.repository.dedup._writer import (
@@ -62,10 +64,13 @@ class Reading(Catalog):
     def open(self, metadata: BackupMetadata) -> Iterator[StoredManifest]:
         with ExitStack() as stack:
             manifest = self._manifest(stack, metadata)
-            needed = {pack.name for pack in manifest.packs if pack.hash}
-            if missing := needed - self._packs_there({pack[:2] for pack in needed}):
-                raise missing_pack(min(missing), metadata.backup_id)
-            chunks = ChunkReader(self._storage, self._keys_of, manifest.packs, name=metadata.backup_id)
+            chunks = ChunkReader(
+                self._storage,
+                self._keys_of,
+                manifest.packs,
+                name=metadata.backup_id,
+                moved=self._moved(manifest.packs, metadata.backup_id),
+            )
             stored = StoredManifest(metadata, manifest, chunks)
             stack.callback(stored.close)
             yield stored
@@ -96,8 +101,7 @@ class Reading(Catalog):
                 self._verify_from_list(metadata)
                 return
             with self.open(metadata) as stored:
-                verify_packs(self._storage, stored.manifest.packs, metadata.backup_id, deep=deep)
-                verify_keys(self._storage, stored.manifest.packs, metadata.backup_id)
+                self._verify_packs(stored.manifest.packs, metadata.backup_id, deep=deep)
                 if deep:
                     verify_manifest(self._storage, stored, self._keys_of, progress)
             del stack
@@ -107,8 +111,22 @@ class Reading(Catalog):
         found = lists.open_list(self._state, metadata)
         if found is not None:
             with found:
-                verify_packs(self._storage, found.packs, metadata.backup_id, deep=False)
-                verify_keys(self._storage, found.packs, metadata.backup_id)
+                self._verify_packs(found.packs, metadata.backup_id, deep=False)
+
+    def _verify_packs(self, packs: Sequence[PackRef], name: str, *, deep: bool) -> None:
+        moved = self._moved(packs, name)
+        places = {place.name: place for pack in packs if pack.hash for place in moved.get(pack.name, [pack])}
+        verify_packs(self._storage, list(places.values()), name, deep=deep)
+        verify_keys(self._storage, list(places.values()), name)
+
+    def _moved(self, packs: Sequence[PackRef], name: str) -> dict[str, list[PackRef]]:
+        """For each pack that is not there any more, where its chunks are. Raises CorruptBackup where nobody says."""
+        moved = Moved(self._storage)
+        gone = [pack for pack in packs if pack.hash and not moved.is_there(pack.name)]
+        for pack in gone:
+            if moved.to(pack.name) is None:
+                raise missing_pack(pack.name, name)
+        return {pack.name: moved.places(pack) for pack in gone}
 
     def is_present(self, metadata: BackupMetadata) -> bool:
         return self._storage.exists(names.manifest_name(metadata.backup_id))

@@ -1,0 +1,105 @@
+"""Which chunks of which packs backups need, in some 40 bytes for each."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from holdfast.errors import CorruptBackup
+from holdfast.repository._manifest import parse_chunks
+from holdfast.repository.dedup._column import Column
+from holdfast.repository.dedup._id_table import IdTable
+from holdfast.repository.dedup._ids import ID_LENGTH
+from holdfast.repository.dedup._manifest_object import ManifestReader
+from holdfast.repository.dedup._table import U8
+
+_ID = 16
+"""Bytes of an id that are kept. Should two ever begin alike, a chunk is kept that nobody needs."""
+_KEY = _ID + 8
+_BATCH = 1 << 16
+
+Mask = npt.NDArray[np.bool_]
+
+
+class LiveChunks:
+    """Pairs of a chunk and a pack in which it is needed. A pair is *elsewhere* once the chunk is known to be in
+    another pack as well, to which a mark leads: then the pack may go."""
+
+    def __init__(self) -> None:
+        self._packs: dict[str, int] = {}
+        self._pairs = IdTable(_KEY)
+        self._elsewhere = Column(np.bool_)
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How many pairs there are, and how many of them are elsewhere."""
+        return len(self._pairs), int(np.count_nonzero(self._elsewhere.rows))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, but for the packs' names."""
+        return self._pairs.nbytes + self._elsewhere.nbytes
+
+    def add(self, pack: str, ids: U8) -> None:
+        """Chunks, as rows of 32 bytes, are needed in a pack."""
+        self._add(np.full(len(ids), self._number(pack), np.uint64), ids)
+
+    def add_manifest(self, manifest: ManifestReader) -> None:
+        """Everything that a backup names. Raises CorruptBackup."""
+        numbers = [self._number(pack.name) if pack.hash else -1 for pack in manifest.packs]
+        packs: list[int] = []
+        ids: list[str] = []
+
+        def settle() -> None:
+            if ids:
+                rows = np.frombuffer(bytes.fromhex("".join(ids)), np.uint8).reshape(-1, ID_LENGTH)
+                self._add(np.array(packs, np.uint64), rows)
+            packs.clear()
+            ids.clear()
+
+        for source in manifest.end.sources:
+            rows = manifest.rows((source.component, source.name))
+            while rows.row is not None:
+                for line in rows.parts():
+                    for chunk in parse_chunks(line):
+                        if chunk.pack >= len(numbers) or numbers[chunk.pack] < 0:
+                            raise CorruptBackup(
+                                f"{manifest.name}: a chunk is said to lie in a pack that is not listed"
+                            )
+                        packs.append(numbers[chunk.pack])
+                        ids.append(chunk.id)
+                    if len(ids) >= _BATCH:
+                        settle()
+                rows.advance()
+        settle()
+
+    def move(self, pack: str, to: str, ids: U8) -> None:
+        """`ids` lie in `to`, which the mark of `pack` names: what was needed there is needed here."""
+        rows = self._rows(pack, ids)
+        here = rows >= 0
+        self.add(to, ids[here])
+        self._elsewhere.rows[rows[here]] = True
+
+    def needed(self, pack: str, ids: U8) -> Mask:
+        """Which of a pack's chunks are needed there, and are not elsewhere."""
+        rows = self._rows(pack, ids)
+        found = rows >= 0
+        found[found] = ~self._elsewhere.rows[rows[found]]
+        return found
+
+    def _number(self, pack: str) -> int:
+        return self._packs.setdefault(pack, len(self._packs))
+
+    def _add(self, packs: npt.NDArray[np.uint64], ids: U8) -> None:
+        self._pairs.add(_keys(packs, ids))
+        self._elsewhere.extend(len(self._pairs))
+
+    def _rows(self, pack: str, ids: U8) -> npt.NDArray[np.int64]:
+        return self._pairs.rows(_keys(np.full(len(ids), self._number(pack), np.uint64), ids))
+
+
+def _keys(packs: npt.NDArray[np.uint64], ids: U8) -> U8:
+    keys = np.empty((len(ids), _KEY), np.uint8)
+    keys[:, :_ID] = ids[:, :_ID]
+    keys[:, _ID:] = packs.view(np.uint8).reshape(-1, 8)
+    return keys
