@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from conformance.ground import ignore_progress
-from conformance.trees import Trees, assert_holds, directory, file, models, noise, store
+from conformance.trees import (
+    Trees,
+    assert_holds,
+    content_of,
+    directory,
+    file,
+    models,
+    noise,
+    plan_of,
+    record,
+    store,
+)
 from forks import scratch
+from holdfast.crypto import KeyRing, X25519Identity
+from holdfast.errors import CorruptBackup
 from holdfast.model import BackupMetadata
-from repository.dedup.grounds import DedupGround
+from holdfast.repository.dedup import _pack_writer, _sparse
+from repository.dedup.grounds import IDENTITY, DedupGround
+from repository.dedup.sealed import flipped
+from repository.dedup.test_dependence import OTHER, two_versions
 
 DAY = 25 * 3600
 
@@ -94,13 +111,249 @@ def test_small_packs_are_joined(ground: DedupGround) -> None:
     assert ground.repository().collect().rewritten == 0
 
 
-def test_the_next_backup_stores_nothing_anew(ground: DedupGround) -> None:
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_next_backup_stores_and_reads_nothing_anew(ground: DedupGround, reads: bool) -> None:
     first = make(ground, state(*range(10)))
     kept = make(ground, state(3, 4))
     ground.repository().delete(first)
     ground.repository().collect()
-    again = make(ground, state(3, 4, 5), parent=kept)
+    if not reads:
+        ground.keys = KeyRing((IDENTITY.recipient,), ())
+    trees = state(3, 4, 5)
+    with ground.repository().begin(plan_of(trees, parent=kept)) as run:
+        assert run.begin_source("models", "main")
+        assert not run.warnings
+        for path, node in trees["models", "main"].items():
+            known = run.known(path)
+            assert (known is not None) == (not path.endswith("005"))
+            if known is not None:
+                run.keep(known)
+            else:
+                run.add(node.entry, content_of(node), None)
+        run.end_source(record(("models", "main"), trees["models", "main"]))
+        again = run.commit(warnings=0, duration_seconds=0)
     assert 200_000 < again.size_bytes < 210_000
+    ground.keys = KeyRing((IDENTITY.recipient,), (IDENTITY,))
     collect_all(ground)
     for metadata, trees in ((kept, state(3, 4)), (again, state(3, 4, 5))):
         assert_good(ground, metadata, trees)
+
+
+def test_what_was_forgotten_is_learnt_again_from_where_it_is_now(ground: DedupGround) -> None:
+    old, new = two_versions()
+    bases = make(
+        ground, models(file("files/models/a.safetensors", old), file("files/models/b", noise(9_000_000, 1)))
+    )
+    kept = make(ground, models(file("files/models/c.safetensors", new)))
+    ground.repository().delete(bases)
+    collect_all(ground)
+    for path in (ground.state.repository / "dedup").iterdir():
+        path.unlink()
+    assert ground.repository().remember() == 2
+    again = make(ground, models(file("files/models/d.safetensors", new)))
+    assert again.size_bytes < 10_000
+    assert_good(ground, kept, models(file("files/models/c.safetensors", new)))
+
+
+def test_bases_outlive_their_backup_wherever_they_go(ground: DedupGround) -> None:
+    old, new = two_versions()
+    bases = make(
+        ground, models(file("files/models/a.safetensors", old), file("files/models/b", noise(9_000_000, 1)))
+    )
+    trees = models(file("files/models/c.safetensors", new))
+    kept = make(ground, trees)
+    assert kept.size_bytes < 0.7 * len(new)
+    ground.repository().delete(bases)
+    ground.repository().collect()
+    assert_good(ground, kept, trees)
+    collect_all(ground)
+    assert stored_bytes(ground) < 1.7 * len(new)
+    assert_good(ground, kept, trees)
+    # What is a difference is found again, with the base at its new place.
+    again = make(ground, models(file("files/models/d.safetensors", new)))
+    assert again.size_bytes < 10_000
+    ground.repository().delete(kept)
+    collect_all(ground)
+    assert_good(ground, again, models(file("files/models/d.safetensors", new)))
+
+
+def test_what_is_stored_comes_close_to_what_is_needed(
+    ground: DedupGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (_pack_writer, _sparse):
+        monkeypatch.setattr(module, "PACK_SIZE", 1 << 20)
+    made = {}
+    for day in range(20):
+        trees = state(*range(day, day + 20), size=50_000)
+        made[make(ground, trees).backup_id] = trees
+    for backup_id in list(made)[:17]:
+        ground.repository().delete(ground.repository().find(backup_id))
+        del made[backup_id]
+    collect_all(ground)
+    assert stored_bytes(ground) < 1.5 * 22 * 50_000
+    for backup_id, trees in made.items():
+        assert_good(ground, ground.repository().find(backup_id), trees)
+
+
+def rewritten(ground: DedupGround) -> tuple[BackupMetadata, Trees]:
+    """A backup of which everything has moved."""
+    first = make(ground, state(*range(10)))
+    kept = make(ground, state(3, 4))
+    ground.repository().delete(first)
+    collect_all(ground)
+    assert marks(ground)
+    return kept, state(3, 4)
+
+
+def ring(identity: X25519Identity) -> KeyRing:
+    return KeyRing((identity.recipient,), (identity,))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_another_key_is_given_what_has_moved(ground: DedupGround, gone: bool) -> None:
+    first = make(ground, state(*range(10)))
+    kept = make(ground, state(3, 4))
+    ground.repository().delete(first)
+    ground.repository().collect()
+    if gone:
+        collect_all(ground)
+    ground.repository().rewrap(kept, ring(IDENTITY), ring(OTHER))
+    ground.keys = ring(OTHER)
+    collect_all(ground)
+    assert_good(ground, ground.repository().find(kept.backup_id), state(3, 4))
+    assert make(ground, state(3, 4)).size_bytes < 10_000
+
+
+@pytest.mark.parametrize("kind", ["other recipients", "in the clear", "more than is known"])
+def test_packs_stay_whose_readers_could_not_read_what_is_written(ground: DedupGround, kind: str) -> None:
+    if kind == "other recipients":
+        ground.keys = KeyRing((IDENTITY.recipient, OTHER.recipient), (IDENTITY,))
+    elif kind == "in the clear":
+        ground.encrypt = False
+    first = make(ground, state(*range(10)))
+    kept = make(ground, state(3, 4))
+    ground.repository().delete(first)
+    if kind == "in the clear":
+        ground.encrypt = True
+    elif kind == "other recipients":
+        ground.keys = ring(IDENTITY)
+    else:
+        # Another host, which does not know whom the other recipient of its own stands for.
+        ground.keys = KeyRing((IDENTITY.recipient, OTHER.recipient), (IDENTITY,))
+    done = ground.repository().collect()
+    assert (done.rewritten, marks(ground)) == (0, set())
+    assert "stay" in "".join(done.left)
+    ground.encrypt = kind != "in the clear"
+    assert_good(ground, kept, state(3, 4))
+
+
+def test_several_recipients_keep_what_they_could_read(ground: DedupGround) -> None:
+    ground.keys = KeyRing((IDENTITY.recipient, OTHER.recipient), (IDENTITY,))
+    kept, trees = rewritten(ground)
+    ground.keys = ring(OTHER)
+    assert_good(ground, kept, trees)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "",
+        "{}",
+        '{"to":5}',
+        '{"to":[["x",1,"y"]]}',
+        '{"to":[]}',
+        "itself",
+        "a circle",
+        "missing",
+        "foreign",
+        "[" * 9999,
+    ],
+)
+def test_a_mark_that_lies_is_told_and_nothing_wrong_restored(ground: DedupGround, mark: str) -> None:
+    kept, trees = rewritten(ground)
+    other = make(ground, state(77))
+    (name,) = marks(ground)
+    path = ground.directory / "moved" / name
+    good = path.read_bytes()
+    digest = "0" * 64
+    if mark in ("itself", "a circle"):
+        second = "9" * 32 + "-0" if mark == "a circle" else name
+        path.write_text(json.dumps({"to": [[second, 1, digest]]}))
+        if second != name:
+            (ground.directory / "moved" / second).write_text(json.dumps({"to": [[name, 1, digest]]}))
+    elif mark == "missing":
+        path.write_text(json.dumps({"to": [["9" * 32 + "-0", 1, digest]]}))
+    elif mark == "foreign":
+        foreign = ground.files_of(other)[0]
+        path.write_text(json.dumps({"to": [[foreign.name, foreign.stat().st_size, digest]]}))
+    else:
+        path.write_text(mark)
+    for look in (
+        lambda: assert_holds(ground.repository(), kept, trees),
+        lambda: ground.repository().verify(kept, deep=True, progress=ignore_progress),
+        lambda: ground.repository().collect(),
+    ):
+        with pytest.raises(CorruptBackup):
+            look()
+    assert_good(ground, other, state(77))
+    path.write_bytes(good)
+    assert_good(ground, kept, trees)
+
+
+def test_a_lost_mark_frees_nothing(ground: DedupGround) -> None:
+    kept, trees = rewritten(ground)
+    (name,) = marks(ground)
+    path = ground.directory / "moved" / name
+    good = path.read_bytes()
+    path.unlink()
+    for _ in range(3):
+        with pytest.raises(CorruptBackup, match=kept.backup_id):
+            ground.repository().collect()
+        ground.clock.forward(DAY)
+    path.write_bytes(good)
+    assert_good(ground, kept, trees)
+
+
+def test_a_pack_that_cannot_be_read_stays_as_it_is(ground: DedupGround) -> None:
+    first = make(ground, state(*range(10)))
+    kept = make(ground, state(3, 4))
+    (pack,) = (path for path in ground.files_of(first) if "packs" in path.parts)
+    ground.repository().delete(first)
+    data = bytearray(pack.read_bytes())
+    data[200_000 * 7 // 2] ^= 1
+    pack.write_bytes(data)
+    done = ground.repository().collect()
+    assert pack.name in "".join(done.damaged)
+    collect_all(ground)
+    data[200_000 * 7 // 2] ^= 1
+    pack.write_bytes(data)
+    assert_good(ground, kept, state(3, 4))
+    assert ground.repository().collect().rewritten == 1
+    assert_good(ground, kept, state(3, 4))
+
+
+@pytest.mark.parametrize("part", ["pack", "mark"])
+def test_damage_to_what_was_moved_is_found(ground: DedupGround, part: str) -> None:
+    kept, _ = rewritten(ground)
+    (name,) = packs(ground) if part == "pack" else marks(ground)
+    path = ground.directory / (f"packs/{name[:2]}/{name}" if part == "pack" else f"moved/{name}")
+    whole = path.read_bytes()
+    for bit in range(3, len(whole) * 8, max(len(whole) * 8 // 40, 1)):
+        path.write_bytes(flipped(whole, bit))
+        with pytest.raises(CorruptBackup):
+            ground.repository().verify(kept, deep=True, progress=ignore_progress)
+    path.write_bytes(whole[:-1])
+    with pytest.raises(CorruptBackup):
+        ground.repository().verify(kept, deep=False, progress=ignore_progress)
+
+
+def test_a_backup_that_cannot_be_read_by_a_table_alone_is_left_with_all_it_names(ground: DedupGround) -> None:
+    """`gc` reads what packs say of themselves, and says which cannot."""
+    kept = make(ground, state(3, 4))
+    (pack,) = (path for path in ground.files_of(kept) if "packs" in path.parts)
+    whole = pack.read_bytes()
+    pack.write_bytes(whole[:-10])
+    with pytest.raises(CorruptBackup, match=pack.name):
+        ground.repository().collect()
+    pack.write_bytes(whole)
+    assert_good(ground, kept, state(3, 4))

@@ -1,4 +1,4 @@
-"""`gc`: what no backup needs goes, packs as a whole where that is so, else after their live chunks are written anew."""
+"""`gc`: what no backup needs goes. Packs of which something is needed go after that is written anew."""
 
 from __future__ import annotations
 

@@ -87,6 +87,12 @@ class LiveChunks:
         found[found] = ~self._elsewhere.rows[rows[found]]
         return found
 
+    def outstanding(self) -> set[str]:
+        """The packs in which something is needed that is not elsewhere."""
+        packs = self._pairs.ids[~self._elsewhere.rows, _ID:]
+        numbers = set(np.unique(np.ascontiguousarray(packs).view(np.uint64)).tolist())
+        return {name for name, number in self._packs.items() if number in numbers}
+
     def _number(self, pack: str) -> int:
         return self._packs.setdefault(pack, len(self._packs))
 

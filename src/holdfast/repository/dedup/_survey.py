@@ -69,7 +69,7 @@ class Survey:
         named = self._moved.reached(self.named.values())
         for pack in named.values():
             if not self._moved.is_there(pack.name) and self._moved.to(pack.name) is None:
-                raise missing_pack(pack.name, self._who.get(pack.name, f"one of {len(named)} packs"))
+                raise missing_pack(pack.name, self._who.get(pack.name, "others"))
         self.named = named
 
     def look(self) -> None:
@@ -92,7 +92,10 @@ class Survey:
                     self.live.add(table.name, table.ids[self._bases.rows(table.ids) >= 0])
                 self._look_at(table)
             if (len(self._bases), self.live.progress) == before:
-                return
+                break
+        for pack in sorted(self.live.outstanding()):
+            if not self._moved.is_there(pack):
+                raise missing_pack(pack, self._who.get(pack, "others"))
 
     def _look_at(self, table: PackTable) -> None:
         needed = self.live.needed(table.name, table.ids)

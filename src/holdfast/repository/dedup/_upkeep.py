@@ -20,6 +20,7 @@ from holdfast.model import METADATA_VERSION, BackupMetadata, ManifestLocation
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import DAMAGED, RUNNING
+from holdfast.repository.dedup._chunk_reader import ChunkReader
 from holdfast.repository.dedup._collection import Collected, Collecting, WriterHere
 from holdfast.repository.dedup._ids import KEY_LENGTH
 from holdfast.repository.dedup._key_file import key_file_digest, rewrap_run_keys
@@ -183,17 +184,31 @@ class Upkeep(Reading):
             if not metadata.is_good or metadata.format != "dedup" or not self._is_own(metadata):
                 continue
             with ExitStack() as stack:
-                for pack in self._manifest(stack, metadata).packs:
+                signed = {pack.name: pack for pack in self._manifest(stack, metadata).packs if pack.hash}
+                moved = Moved(self._storage)
+                there = [
+                    pack for pack in moved.reached(signed.values()).values() if moved.is_there(pack.name)
+                ]
+                chunks = ChunkReader(self._storage, self._keys_of, there, name=metadata.backup_id)
+                stack.callback(chunks.close)
+                for pack in there:
                     run = pack.name.partition("-")[0]
                     key_file = key_file_digest(self._storage, run, encrypted=self._seal.encrypt)
-                    keys = self._keys_of(run) if pack.hash and key_file else None
+                    keys = self._keys_of(run) if key_file else None
                     if keys is None or keys.id_key != pinned.id_key or pack.name in known.packs():
                         continue
                     with self._open_object(pack_path(pack.name)) as file:
-                        table = PackReader(file, pack.name, keys).table
-                    if table.hash == pack.hash and keys.writer == self._writer():
-                        known.add(keys, table, key_file)
-                        learnt += 1
+                        reader = PackReader(file, pack.name, keys)
+                        if reader.table.hash != pack.hash or keys.writer != self._writer():
+                            continue
+                        if pack.name not in signed:
+                            # Only a mark names it, which anybody may have put there: every chunk is compared.
+                            reader.verify(chunks.chunk)
+                    known.add(keys, reader.table, key_file)
+                    learnt += 1
+                gone = [pack for pack in signed.values() if not moved.is_there(pack.name)]
+                places = {pack.name: {place.name for place in moved.places(pack)} for pack in gone}
+                known.move_bases(places, {pack.name for pack in there})
         return learnt
 
     def _is_own(self, metadata: BackupMetadata) -> bool:
