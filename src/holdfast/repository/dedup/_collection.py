@@ -73,7 +73,7 @@ class Collecting:
         here: Callable[[], WriterHere],
         clock: Clock,
     ) -> None:
-        """`here` is asked when something is to be written. Raises what Survey.look does not."""
+        """`here` is asked when something is to be written."""
         self.done = Collected()
         self._storage = storage
         self._survey = survey
@@ -92,6 +92,8 @@ class Collecting:
     def needed(self) -> set[str]:
         """Packs that must stay as they are: all that backups name, but for those of which everything that is needed
         is where their marks say."""
+        if self._survey.damaged:
+            return set(self._survey.named)
         uses = self._survey.uses
         return {
             name
@@ -122,6 +124,9 @@ class Collecting:
 
     def rewrite(self) -> None:
         """Writes anew what is worth it, one kind after the other."""
+        if self._survey.damaged:
+            self.done.damaged += [f"nothing is written anew: {why}" for why in self._survey.damaged.values()]
+            return
         kinds: dict[_Kind, list[PackUse]] = defaultdict(list)
         unfit: dict[str, list[PackUse]] = defaultdict(list)
         for use in self._survey.uses.values():
@@ -132,7 +137,8 @@ class Collecting:
                 else:
                     unfit[kind].append(use)
             elif self._moved.to(use.pack.name) is None:
-                self._let_go(use.pack.name, [])
+                self._mark(use.pack.name, ())
+                self._garbage.condemn(use.pack.name)
         for why, uses in unfit.items():
             if left := worth_rewriting(uses):
                 self.done.left.append(f"{len(left)} packs could be written anew, and stay: {why}")
@@ -164,13 +170,13 @@ class Collecting:
                 self._refs[table.name] = PackRef(table.name, table.size, table.hash)
                 if kind.is_own:
                     here.known.add(keys, table, key_file)
+            gone = {pack for pack, places in finished.moved.items() if self._mark(pack, places)}
             # What stays, and rests on what goes, is remembered to rest on what was written for it.
-            stays.difference_update(finished.moved)
-            here.known.move_bases(finished.moved, stays)
-            for pack, places in finished.moved.items():
-                onwards = {place.name for place in self._moved.to(pack) or ()}
-                self._let_go(pack, [self._refs[place] for place in sorted(places | onwards)])
-                self.done.rewritten += 1
+            stays.difference_update(gone)
+            here.known.move_bases({pack: finished.moved[pack] for pack in gone}, stays)
+            for pack in gone:
+                self._garbage.condemn(pack)
+            self.done.rewritten += len(gone)
 
         rewriter = Rewriter(
             self._storage,
@@ -187,13 +193,15 @@ class Collecting:
             self.done.written_bytes += rewriter.stored_bytes
         self.done.damaged += [f"pack {pack} stays: {error}" for pack, error in rewriter.damaged.items()]
 
-    def _let_go(self, pack: str, places: Sequence[PackRef]) -> None:
-        """Everything that is needed of a pack is in others now."""
-        if len(places) > MAX_PLACES:
-            self.done.left.append(f"pack {pack} stays: its chunks would go to {len(places)} packs")
-            return
-        self._moved.put(pack, places)
-        self._garbage.condemn(pack)
+    def _mark(self, pack: str, places: Collection[str]) -> bool:
+        """Says where everything is now that is needed of a pack. False when it is in too many others."""
+        onwards = {place.name for place in self._moved.to(pack) or ()}
+        to = sorted(onwards.union(places))
+        if len(to) > MAX_PLACES:
+            self.done.left.append(f"pack {pack} stays: its chunks would be in {len(to)} packs")
+            return False
+        self._moved.put(pack, [self._refs[place] for place in to])
+        return True
 
     def _kind(self, pack: str) -> _Kind | str:
         """What a pack may be joined with; or why nobody could say that all who read it could read what is written."""

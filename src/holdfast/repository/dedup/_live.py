@@ -13,9 +13,9 @@ from holdfast.repository.dedup._ids import ID_LENGTH
 from holdfast.repository.dedup._manifest_object import ManifestReader
 from holdfast.repository.dedup._table import U8
 
-_ID = 16
+ID_KEPT = 16
 """Bytes of an id that are kept. Should two ever begin alike, a chunk is kept that nobody needs."""
-_KEY = _ID + 8
+_KEY = ID_KEPT + 8
 _BATCH = 1 << 16
 
 Mask = npt.NDArray[np.bool_]
@@ -87,11 +87,12 @@ class LiveChunks:
         found[found] = ~self._elsewhere.rows[rows[found]]
         return found
 
-    def outstanding(self) -> set[str]:
-        """The packs in which something is needed that is not elsewhere."""
-        packs = self._pairs.ids[~self._elsewhere.rows, _ID:]
-        numbers = set(np.unique(np.ascontiguousarray(packs).view(np.uint64)).tolist())
-        return {name for name, number in self._packs.items() if number in numbers}
+    def outstanding(self) -> dict[str, int]:
+        """The packs in which something is needed that is not elsewhere, and how many chunks."""
+        packs = np.ascontiguousarray(self._pairs.ids[~self._elsewhere.rows, ID_KEPT:]).view(np.uint64)
+        numbers, counts = np.unique(packs, return_counts=True)
+        found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        return {name: found[number] for name, number in self._packs.items() if number in found}
 
     def _number(self, pack: str) -> int:
         return self._packs.setdefault(pack, len(self._packs))
@@ -106,6 +107,6 @@ class LiveChunks:
 
 def _keys(packs: npt.NDArray[np.uint64], ids: U8) -> U8:
     keys = np.empty((len(ids), _KEY), np.uint8)
-    keys[:, :_ID] = ids[:, :_ID]
-    keys[:, _ID:] = packs.view(np.uint8).reshape(-1, 8)
+    keys[:, :ID_KEPT] = ids[:, :ID_KEPT]
+    keys[:, ID_KEPT:] = packs.view(np.uint8).reshape(-1, 8)
     return keys

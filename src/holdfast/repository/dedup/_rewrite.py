@@ -182,19 +182,18 @@ class Rewriter:
 
     def _put(self, chunk: StoredChunk, item_size: int, block: BlockRow) -> int:
         """Stores a chunk. Returns the place of its pack in `_names`."""
-        pack = self._current()
-        place = len(self._names) - 1
         if block.base is not None:
-            where = self._where(block.base, block.base_pack)
             base = block.base, self._base_reader.chunk(block.base)
-            pack.add_block([chunk], item_size, base, base_pack=where)
-            return place
-        # What was compressed alike goes together: text with text.
-        kind = item_size if block.codec == _PLANES else -block.codec
-        builder = self._builders.setdefault(kind, BlockBuilder(item_size))
-        if full := builder.add(*chunk):
-            pack.add_block(full, builder.item_size)
-        return place
+            where = self._where(block.base, block.base_pack)
+            self._current().add_block([chunk], item_size, base, base_pack=where)
+        else:
+            pack = self._current()
+            # What was compressed alike goes together: text with text.
+            kind = item_size if block.codec == _PLANES else -block.codec
+            builder = self._builders.setdefault(kind, BlockBuilder(item_size))
+            if full := builder.add(*chunk):
+                pack.add_block(full, builder.item_size)
+        return len(self._names) - 1
 
     def _where(self, base: bytes, pack: str) -> str:
         """The pack that will have a base when all is done."""

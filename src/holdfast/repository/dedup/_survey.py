@@ -14,7 +14,7 @@ from holdfast.repository.dedup._id_table import IdTable
 from holdfast.repository.dedup._ids import ID_LENGTH
 from holdfast.repository.dedup._index_object import read_index
 from holdfast.repository.dedup._key_file import RunKeys
-from holdfast.repository.dedup._live import LiveChunks
+from holdfast.repository.dedup._live import ID_KEPT, LiveChunks
 from holdfast.repository.dedup._manifest_object import ManifestReader
 from holdfast.repository.dedup._moved import Moved, missing_pack
 from holdfast.repository.dedup._names import pack_path, parse_object_name
@@ -47,6 +47,9 @@ class Survey:
         """Packs that backups name, and those to which marks lead from there."""
         self.uses: dict[str, PackUse] = {}
         """Of those that are there."""
+        self.damaged: dict[str, CorruptBackup] = {}
+        """Packs that cannot say what they hold, or lack what backups say that they have. What they need is not known,
+        so everything that is named must stay as it is."""
         self._storage = storage
         self._keys_of = keys_of
         self._moved = moved
@@ -75,7 +78,7 @@ class Survey:
     def look(self) -> None:
         """Reads the tables of all packs, as often as it takes to know all that differences rest on.
 
-        Raises CorruptBackup, KeyMissing, KeyWrong.
+        Raises CorruptBackup for what is missing, KeyMissing, KeyWrong.
         """
         origins: dict[str, list[str]] = {}
         for pack in self.named:
@@ -93,9 +96,13 @@ class Survey:
                 self._look_at(table)
             if (len(self._bases), self.live.progress) == before:
                 break
-        for pack in sorted(self.live.outstanding()):
+        for pack, chunks in sorted(self.live.outstanding().items()):
             if not self._moved.is_there(pack):
                 raise missing_pack(pack, self._who.get(pack, "others"))
+            if pack not in self.damaged and chunks != self.uses[pack].chunks:
+                self.damaged[pack] = CorruptBackup(
+                    f"pack {pack} lacks {chunks - self.uses[pack].chunks} chunks that it should hold"
+                )
 
     def _look_at(self, table: PackTable) -> None:
         needed = self.live.needed(table.name, table.ids)
@@ -107,7 +114,7 @@ class Survey:
             pack=PackRef(table.name, table.size, table.hash),
             bytes=int(table.block_lengths.sum(dtype=np.int64)),
             live=round(float((table.block_lengths[blocks] * shares).sum())),
-            chunks=int(np.count_nonzero(needed)),
+            chunks=len(np.unique(table.ids[needed, :ID_KEPT].copy().view(f"V{ID_KEPT}"))),
             differences=bool((table.block_codecs[blocks] == DIFFERENCE).any()),
         )
 
@@ -119,19 +126,27 @@ class Survey:
                 runs.setdefault(parse_object_name(pack)[0], set()).add(pack)
         for run, packs in runs.items():
             keys = self._keys_of(run)
-            if len(packs) > 1:
-                # One object says what many packs do. When it is damaged, they are asked.
-                with suppress(CorruptBackup, FileNotFoundError):
-                    for table in self._indexed(run, keys):
+            if len(packs) > 1:  # One object says what many packs do.
+                yield from self._indexed(keys, packs)
+            for pack in sorted(packs):
+                try:
+                    with self._storage.open(pack_path(pack)) as file:
+                        table = PackReader(file, pack, keys).table
+                except CorruptBackup as error:
+                    left = {pack}
+                    yield from self._indexed(keys, left)
+                    if left:
+                        self.damaged[pack] = error
+                else:
+                    yield table
+
+    def _indexed(self, keys: RunKeys, packs: set[str]) -> Iterator[PackTable]:
+        """The tables of these, which are taken out, as far as index objects have them."""
+        # When one is damaged, the packs are asked.
+        with suppress(CorruptBackup, FileNotFoundError):
+            for path in indexes_of(self._storage, keys.run):
+                with self._storage.open(path) as file:
+                    for table in read_index(file, path.removeprefix("index/"), keys):
                         if table.name in packs:
                             packs.remove(table.name)
                             yield table
-            for pack in sorted(packs):
-                with self._storage.open(pack_path(pack)) as file:
-                    table = PackReader(file, pack, keys).table
-                yield table
-
-    def _indexed(self, run: str, keys: RunKeys) -> Iterator[PackTable]:
-        for path in indexes_of(self._storage, run):
-            with self._storage.open(path) as file:
-                yield from read_index(file, path.removeprefix("index/"), keys)
