@@ -95,7 +95,7 @@ def test_what_is_dropped_gives_its_room_back_a_day_later(service: Service) -> No
     gc(service.installation(), ignore)
     service.clock.forward(2 * 86_400)
     freed = gc(service.installation(), ignore)
-    assert any(name.startswith("packs/") for name in freed)
+    assert any(name.startswith("packs/") for name in freed.names)
     service.verify(new.backup_id)
 
 
