@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from holdfast.errors import CorruptBackup
 from holdfast.repository._manifest import parse_chunks
@@ -17,6 +18,8 @@ ID_KEPT = 16
 """Bytes of an id that are kept. Should two ever begin alike, a chunk is kept that nobody needs."""
 _KEY = ID_KEPT + 8
 _BATCH = 1 << 16
+_LONG = 2048
+"""Bytes of a line. Shorter ones are taken as quickly as they are remembered."""
 
 Mask = npt.NDArray[np.bool_]
 
@@ -29,6 +32,9 @@ class LiveChunks:
         self._packs: dict[str, int] = {}
         self._pairs = IdTable(_KEY)
         self._elsewhere = Column(np.bool_)
+        # Most of a backup is as in the one before: lines that were taken already, and what their numbers stand for.
+        self._order: list[str] = []
+        self._taken: set[bytes] = set()
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -47,6 +53,7 @@ class LiveChunks:
     def add_manifest(self, manifest: ManifestReader) -> None:
         """Everything that a backup names. Raises CorruptBackup."""
         numbers = [self._number(pack.name) if pack.hash else -1 for pack in manifest.packs]
+        self._reorder([pack.name for pack in manifest.packs])
         packs: list[int] = []
         ids: list[str] = []
 
@@ -61,6 +68,8 @@ class LiveChunks:
             rows = manifest.rows((source.component, source.name))
             while rows.row is not None:
                 for line in rows.parts():
+                    if self._was_taken(line):
+                        continue
                     for chunk in parse_chunks(line):
                         if chunk.pack >= len(numbers) or numbers[chunk.pack] < 0:
                             raise CorruptBackup(
@@ -72,6 +81,24 @@ class LiveChunks:
                         settle()
                 rows.advance()
         settle()
+
+    def _reorder(self, packs: list[str]) -> None:
+        """A line means the same in another backup only if that numbers its packs alike."""
+        same = min(len(packs), len(self._order))
+        if packs[:same] != self._order[:same]:
+            self._taken.clear()
+            self._order = packs
+        elif len(packs) > same:
+            self._order = packs
+
+    def _was_taken(self, line: bytes) -> bool:
+        if len(line) < _LONG:
+            return False
+        digest = blake3(line).digest(length=16)
+        if digest in self._taken:
+            return True
+        self._taken.add(digest)
+        return False
 
     def move(self, pack: str, to: str, ids: U8) -> None:
         """`ids` lie in `to`, which the mark of `pack` names: what was needed there is needed here."""
