@@ -88,8 +88,12 @@ class EitherRepository(Catalog):
         return cleaned + self.dedup.clean()
 
     def collect(self) -> Collected:
-        """Frees what no backup needs any more in packs."""
-        return self.dedup.collect()
+        """Frees what no backup needs any more in packs. While `expiring` is held."""
+        if self.writes == "archive":
+            return self.dedup.collect()
+        # Runs that begin meanwhile must not take what is being written for what the dead have left.
+        with self._storage.lock("backup", shared=True):
+            return self.dedup.collect()
 
     def rebuild_list(self, metadata: BackupMetadata) -> bool:
         """Makes the list of a backup in the local state again. False when it is there already."""

@@ -12,7 +12,7 @@ import pytest
 
 from conformance.trees import file, models, noise
 from forks import scratch
-from holdfast.repository.dedup import _pack_writer, _sparse
+from holdfast.repository.dedup import _pack_writer, _rewrite, _sparse
 from holdfast.storage.memory import Crashed, Faults
 from repository.dedup.worlds import DAY, World, some_trees, tensors
 
@@ -21,6 +21,7 @@ from repository.dedup.worlds import DAY, World, some_trees, tensors
 def top(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # Small packs, so that a run has several, and a few of them are joined.
     monkeypatch.setattr(_sparse, "JOINED", 3)
+    monkeypatch.setattr(_rewrite, "BATCH", 150_000)
     monkeypatch.setattr(_pack_writer, "PACK_SIZE", 200_000)
     monkeypatch.setattr(_sparse, "PACK_SIZE", 200_000)
     with scratch() as found:

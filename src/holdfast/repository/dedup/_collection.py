@@ -86,6 +86,14 @@ class Collecting:
         self._kinds: dict[str, _Kind | str] = {}
 
     @cached_property
+    def _own(self) -> frozenset[str]:
+        return frozenset(self._here.known.packs())
+
+    @cached_property
+    def _own_keys(self) -> dict[str, str]:
+        return self._here.known.key_files()
+
+    @cached_property
     def _here(self) -> WriterHere:
         return self._make_here()
 
@@ -170,10 +178,14 @@ class Collecting:
                 self._refs[table.name] = PackRef(table.name, table.size, table.hash)
                 if kind.is_own:
                     here.known.add(keys, table, key_file)
-            gone = {pack for pack, places in finished.moved.items() if self._mark(pack, places)}
+            gone = {
+                pack: {place.name for place in self._moved.to(pack) or ()}
+                for pack, places in finished.moved.items()
+                if self._mark(pack, places)
+            }
             # What stays, and rests on what goes, is remembered to rest on what was written for it.
             stays.difference_update(gone)
-            here.known.move_bases({pack: finished.moved[pack] for pack in gone}, stays)
+            here.known.move_bases(gone, stays)
             for pack in gone:
                 self._garbage.condemn(pack)
             self.done.rewritten += len(gone)
@@ -211,7 +223,7 @@ class Collecting:
         kind = self._kinds[run]
         if isinstance(kind, str):
             return kind
-        return kind._replace(is_own=kind.is_own and pack in self._here.known.packs())
+        return kind._replace(is_own=kind.is_own and pack in self._own)
 
     def _kind_of(self, run: str) -> _Kind | str:
         here = self._here
@@ -225,7 +237,7 @@ class Collecting:
             )
         if (
             here.recipients is not None
-            and here.known.key_files().get(run) != digest
+            and self._own_keys.get(run) != digest
             and not is_for(self._storage, run, here.recipients, here.identities)
         ):
             return (

@@ -19,7 +19,7 @@ from holdfast.storage.base import Storage
 
 MOVED = "moved/"
 MAX_PLACES = 1024
-"""Packs that a mark may name. A pack has some ten blocks for each MiB, and far fewer go apart."""
+"""Packs that a mark may name. The chunks of a pack go to one or two, as a rule."""
 _LIMIT = 256 << 10
 """Bytes of a mark."""
 _FOLLOWED = 1 << 16
