@@ -58,9 +58,11 @@ class ChunkReader:
         self._name = name
         self._index = ChunkIndex()
         self._loaded: set[int] = set()
+        self._indexed: set[str] = set()
         # Apart: a pack that is needed for bases may hold differences whose own bases nobody needs.
         self._bases = ChunkIndex()
         self._loaded_bases: set[int] = set()
+        self._indexed_bases: set[str] = set()
         self._readers: OrderedDict[str, tuple[OpenObject, PackReader]] = OrderedDict()
         self._blocks: OrderedDict[_Block, Future[bytes]] = OrderedDict()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="open")
@@ -116,7 +118,7 @@ class ChunkReader:
             ):
                 if number in self._loaded_bases or not self._packs[number].hash:
                     continue
-                for table in self._tables(number):
+                for table in self._tables(number, self._indexed_bases):
                     self._bases.add(table)
                 self._loaded_bases.add(number)
                 place = self._bases.get(name)
@@ -129,16 +131,20 @@ class ChunkReader:
     def _load(self, number: int) -> None:
         """Takes in the table of a pack."""
         if number not in self._loaded:
-            for table in self._tables(number):
+            for table in self._tables(number, self._indexed):
                 self._index.add(table)
             self._loaded.add(number)
 
-    def _tables(self, number: int) -> Iterator[PackTable]:
+    def _tables(self, number: int, taken: set[str]) -> Iterator[PackTable]:
+        """The tables of a pack, or of those that have its chunks, which are not taken yet: many may be in one."""
         if number >= len(self._packs) or not self._packs[number].hash:
             raise CorruptBackup(f"{self._name}: a chunk is said to lie in a pack that is not listed")
         pack = self._packs[number]
         for place in self._moved.get(pack.name, (pack,)):
-            yield self._reader(place.name).table
+            if place.name not in taken:
+                table = self._reader(place.name).table
+                taken.add(place.name)
+                yield table
 
     def _reader(self, pack: str) -> PackReader:
         held = self._readers.get(pack)
