@@ -187,3 +187,32 @@ def test_a_backup_that_a_gc_comes_between_is_whole(top: Path, what: str, every: 
                 own.repository().collect()
             world.assert_good(deep=True)
             at += every
+
+
+def test_the_packs_of_a_run_at_work_rest_on_what_they_were_made_from(top: Path) -> None:
+    """Nobody else needs the base that a run has found. It is not among what is written anew meanwhile."""
+    world = World(top, hosts=1)
+    (host,) = world.hosts
+    files = [file(f"files/models/n{number:02}", noise(20_000, number)) for number in range(30)]
+    tuned = [file(f"files/models/a{number}.safetensors", tensors(1, number)) for number in range(2)]
+    bases = world.back_up(host, models(tuned[0], *files[:4]))
+    world.back_up(host, models(*files[:1]))
+    world.expire(bases.backup_id)
+    with world.backing_up(host, models(tuned[1], *files[4:])) as steps:
+        world.clock.forward(1)
+        for _ in range(24):  # By then its first pack is durable.
+            next(steps)
+        before = world.names("packs/")
+        assert host.repository().collect().rewritten == 1
+        assert len(world.names("packs/") - before) == 1
+    world.clock.forward(DAY)
+    host.repository().collect()
+    world.assert_good()
+    last = world.back_up(host, models(file("files/models/again.safetensors", tensors(1, 1))))
+    assert last.size_bytes < 10_000
+    for backup_id in sorted(world.backups.keys() - {last.backup_id}):
+        world.expire(backup_id)
+    for _ in range(4):
+        host.repository().collect()
+        world.clock.forward(DAY)
+        world.assert_good(deep=True)
