@@ -20,6 +20,7 @@ from repository.dedup.worlds import DAY, World, some_trees, tensors
 @pytest.fixture
 def top(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # Small packs, so that a run has several, and a few of them are joined.
+    monkeypatch.setattr(_pack_writer, "BLOCK_SIZE", 50_000)
     monkeypatch.setattr(_sparse, "JOINED", 3)
     monkeypatch.setattr(_rewrite, "BATCH", 150_000)
     monkeypatch.setattr(_pack_writer, "PACK_SIZE", 200_000)
@@ -193,18 +194,18 @@ def test_the_packs_of_a_run_at_work_rest_on_what_they_were_made_from(top: Path) 
     """Nobody else needs the base that a run has found. It is not among what is written anew meanwhile."""
     world = World(top, hosts=1)
     (host,) = world.hosts
-    files = [file(f"files/models/n{number:02}", noise(20_000, number)) for number in range(30)]
+    files = [file(f"files/models/n{number:02}", noise(20_000, number)) for number in range(110)]
     tuned = [file(f"files/models/a{number}.safetensors", tensors(1, number)) for number in range(2)]
     bases = world.back_up(host, models(tuned[0], *files[:4]))
     world.back_up(host, models(*files[:1]))
     world.expire(bases.backup_id)
     with world.backing_up(host, models(tuned[1], *files[4:])) as steps:
         world.clock.forward(1)
-        for _ in range(24):  # By then its first pack is durable.
+        for _ in range(100):  # By then its first pack is durable, and remembered.
             next(steps)
         before = world.names("packs/")
         assert host.repository().collect().rewritten == 1
-        assert len(world.names("packs/") - before) == 1
+        assert len(world.names("packs/") - before) >= 1
     world.clock.forward(DAY)
     host.repository().collect()
     world.assert_good()
