@@ -52,10 +52,10 @@ def test_what_has_no_end_is_missing(marks: dict[int, list[int]]) -> None:
         places(world([], marks), 1)
 
 
-@pytest.mark.parametrize("marks", [{1: [1]}, {1: [2], 2: [1]}, {1: [2, 5], 2: [3], 3: [2]}])
-def test_a_circle_is_told(marks: dict[int, list[int]]) -> None:
-    with pytest.raises(CorruptBackup, match="leads back to itself"):
-        places(world([5], marks), 1)
+def test_packs_that_lead_to_each_other_lead_elsewhere_as_well() -> None:
+    moved = world([5, 6], {1: [2, 5], 2: [6, 1], 3: [3]})
+    assert places(moved, 1) == places(moved, 2) == [pack(5), pack(6)]
+    assert places(moved, 3) == []
 
 
 def test_a_chain_without_end_is_cut_off() -> None:

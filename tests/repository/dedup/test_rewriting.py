@@ -376,3 +376,26 @@ def test_where_a_pack_cannot_say_what_it_holds_nothing_that_is_named_goes(
     collect_all(ground)
     assert stored_bytes(ground) < 1_000_000
     assert_good(ground, kept, state(3, 4, 29))
+
+
+def test_no_two_packs_go_because_of_each_other(ground: DedupGround) -> None:
+    """Whoever may write here could say that each is where the other is."""
+    first = make(ground, state(3, 4))
+    for path in (ground.state.repository / "dedup").iterdir():
+        path.unlink()
+    second = make(ground, state(3, 4))
+    both = sorted(packs(ground))
+    assert len(both) == 2
+    (ground.directory / "moved").mkdir()
+    for name, other in zip(both, reversed(both), strict=True):
+        path = ground.directory / "packs" / other[:2] / other
+        digest = path.read_bytes()[-40:-8].hex()
+        mark = {"to": [[other, path.stat().st_size, digest], [name, 1, digest]]}
+        (ground.directory / "moved" / name).write_text(json.dumps(mark))
+    collect_all(ground)
+    for metadata in (first, second):
+        assert_good(ground, metadata, state(3, 4))
+    (ground.directory / "moved" / both[0]).unlink()
+    collect_all(ground)
+    for metadata in (first, second):
+        assert_good(ground, metadata, state(3, 4))

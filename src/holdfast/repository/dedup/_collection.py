@@ -120,15 +120,15 @@ class Collecting:
         self.done.deleted += self._garbage.free(needed, runs, at_work, key_files)
         self.done.freed_bytes += self._garbage.freed_bytes
 
-    def shorten(self, needed: Collection[str]) -> None:
+    def shorten(self) -> None:
         """Lets marks name where chunks are, and not where they were on the way."""
         for name in self._survey.named:
             to = self._moved.to(name)
-            if to is None or all(place.name in needed for place in to):
+            if to is None or all(self._moved.to(place.name) is None for place in to):
                 continue
-            ends = {end.name: end for place in to for end in self._moved.places(place, needed.__contains__)}
+            ends = [end for end in self._moved.reached(to).values() if self._moved.to(end.name) is None]
             if len(ends) <= MAX_PLACES:
-                self._moved.put(name, list(ends.values()))
+                self._moved.put(name, ends)
 
     def rewrite(self) -> None:
         """Writes anew what is worth it, one kind after the other."""

@@ -41,11 +41,6 @@ class LiveChunks:
         """How many pairs there are, and how many of them are elsewhere."""
         return len(self._pairs), int(np.count_nonzero(self._elsewhere.rows))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory, but for the packs' names."""
-        return self._pairs.nbytes + self._elsewhere.nbytes
-
     def add(self, pack: str, ids: U8) -> None:
         """Chunks, as rows of 32 bytes, are needed in a pack."""
         self._add(np.full(len(ids), self._number(pack), np.uint64), ids)

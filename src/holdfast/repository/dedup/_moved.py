@@ -8,7 +8,7 @@ lie. Nothing of it is believed: packs are sealed, and every chunk is compared wi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -65,41 +65,29 @@ class Moved:
         self._storage.delete(MOVED + pack)
         self._read.pop(pack, None)
 
-    def places(self, pack: PackRef, is_there: Callable[[str], bool] | None = None) -> list[PackRef]:
+    def places(self, pack: PackRef) -> list[PackRef]:
         """The packs that have what one had: itself where it is there, else those that marks lead to.
 
-        Raises CorruptBackup for one that is not there and has no mark, and for marks that lead in a circle.
+        Raises CorruptBackup where that ends in a pack that is not there and has no mark.
         """
-        is_there = is_there or self.is_there
         found: dict[str, PackRef] = {}
         done: set[str] = set()
-        # Whom they were reached from, so that a circle is told from two ways to one pack.
-        stack: list[tuple[PackRef, bool]] = [(pack, False)]
-        path: set[str] = set()
-        while stack:
-            place, is_left = stack.pop()
-            if is_left:
-                path.discard(place.name)
-                continue
-            if place.name in path:
-                raise CorruptBackup(
-                    f"{MOVED}{place.name} leads back to itself",
-                    hint=f"Put pack {pack.name} back from a copy: what has become of it cannot be told.",
-                )
+        waiting = [pack]
+        while waiting:
+            place = waiting.pop()
+            # Two packs with bases of differences in each other may lead to each other, and elsewhere besides.
             if place.name in done:
                 continue
             done.add(place.name)
-            if len(done) > _FOLLOWED:
-                raise CorruptBackup(f"{MOVED}{pack.name} leads on and on")
-            if is_there(place.name):
+            if self.is_there(place.name):
                 found[place.name] = place
                 continue
             onwards = self.to(place.name)
             if onwards is None:
                 raise missing_pack(place.name, pack.name)
-            path.add(place.name)
-            stack.append((place, True))
-            stack += [(onward, False) for onward in onwards]
+            waiting += onwards
+            if len(done) > _FOLLOWED:
+                raise CorruptBackup(f"{MOVED}{pack.name} leads on and on")
         return list(found.values())
 
     def reached(self, packs: Iterable[PackRef]) -> dict[str, PackRef]:

@@ -81,16 +81,17 @@ class Survey:
         Raises CorruptBackup for what is missing, KeyMissing, KeyWrong.
         """
         origins: dict[str, list[str]] = {}
-        for pack in self.named:
-            for place in self._moved.to(pack) or ():
-                origins.setdefault(place.name, []).append(pack)
+        for origin in self.named.values():
+            # Only what has no mark itself counts for what is elsewhere: so no two packs go because of each other.
+            for place in self._moved.reached([origin]) if self._moved.to(origin.name) is not None else ():
+                if self._moved.to(place) is None:
+                    origins.setdefault(place, []).append(origin.name)
         while True:
             before = len(self._bases), self.live.progress
             self.uses = {}
             for table in self._tables(origins):
-                for origin in origins.get(table.name, ()):
-                    if origin != table.name:
-                        self.live.move(origin, table.name, table.ids)
+                for moved in origins.get(table.name, ()):
+                    self.live.move(moved, table.name, table.ids)
                 if len(self._bases):
                     self.live.add(table.name, table.ids[self._bases.rows(table.ids) >= 0])
                 self._look_at(table)

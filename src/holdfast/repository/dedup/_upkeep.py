@@ -251,7 +251,7 @@ class Upkeep(Reading):
         survey.look()
         collecting = Collecting(self._storage, survey, moved, self._keys_of, self._writer_here, self._clock)
         needed = collecting.needed()
-        collecting.shorten(needed)
+        collecting.shorten()
         # First: so there is room for what is written.
         collecting.free(needed, runs, at_work, key_files)
         collecting.rewrite()
