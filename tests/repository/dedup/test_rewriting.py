@@ -392,6 +392,7 @@ def test_no_two_packs_go_because_of_each_other(ground: DedupGround) -> None:
         digest = path.read_bytes()[-40:-8].hex()
         mark = {"to": [[other, path.stat().st_size, digest], [name, 1, digest]]}
         (ground.directory / "moved" / name).write_text(json.dumps(mark))
+    assert ground.repository().collect().later_bytes == 0
     collect_all(ground)
     for metadata in (first, second):
         assert_good(ground, metadata, state(3, 4))
