@@ -29,8 +29,10 @@ _FOLLOWED = 1 << 16
 class Moved:
     """The marks in a storage, each read once."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, *, listed: bool = False) -> None:
+        """`listed`: whoever asks for the marks of many packs, of which few have one, has them listed first."""
         self._storage = storage
+        self._marked = set(self.names()) if listed else None
         self._read: dict[str, tuple[PackRef, ...] | None] = {}
         self._listed: dict[str, set[str]] = {}
 
@@ -44,6 +46,8 @@ class Moved:
 
     def to(self, pack: str) -> tuple[PackRef, ...] | None:
         """What a pack's mark names; None where there is none. Raises CorruptBackup for one that is damaged."""
+        if self._marked is not None and pack not in self._marked:
+            return None
         if pack not in self._read:
             parse_object_name(pack)
             try:
@@ -59,6 +63,8 @@ class Moved:
         lines = {"to": [list(place) for place in places]}
         self._storage.put(MOVED + pack, json.dumps(lines, separators=(",", ":")).encode())
         self._read[pack] = tuple(places)
+        if self._marked is not None:
+            self._marked.add(pack)
 
     def forget(self, pack: str) -> None:
         """Deletes a mark."""

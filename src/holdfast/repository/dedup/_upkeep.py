@@ -64,7 +64,7 @@ class Upkeep(Reading):
                 closing(ManifestReader(file, metadata, old, name=name)) as lines,
             ):
                 # Also of what is there still and goes later.
-                packs = Moved(self._storage).reached(pack for pack in lines.packs if pack.hash)
+                packs = Moved(self._storage, listed=True).reached(pack for pack in lines.packs if pack.hash)
                 runs = {lines.run, *(pack.partition("-")[0] for pack in packs)}
             given = [run for run in sorted(runs) if self._give(run, old, new, recipients)]
             self._hand_over(old, recipients, given)
@@ -185,7 +185,7 @@ class Upkeep(Reading):
                 continue
             with ExitStack() as stack:
                 signed = {pack.name: pack for pack in self._manifest(stack, metadata).packs if pack.hash}
-                moved = Moved(self._storage)
+                moved = Moved(self._storage, listed=True)
                 there = [
                     pack for pack in moved.reached(signed.values()).values() if moved.is_there(pack.name)
                 ]
@@ -231,7 +231,7 @@ class Upkeep(Reading):
                 f"{orphans[0]} has no metadata, or it is damaged: so what nothing needs cannot be told",
                 hint="Run `holdfast repair`, or delete the manifest if the backup is not wanted.",
             )
-        moved = Moved(self._storage)
+        moved = Moved(self._storage, listed=True)
         survey = Survey(self._storage, self._keys_of, moved)
         runs: set[str] = set()
         at_work = []
