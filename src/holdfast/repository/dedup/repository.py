@@ -306,10 +306,11 @@ class DedupRepository(Upkeep):
         mine = known.packs()
         if all(pack.name in mine for pack in found.packs if pack.hash):
             return found
-        # What it names may be in other packs by now.
-        if not relocate(self._state, reference, found, known):
-            return None
-        moved = lists.open_list(self._state, reference)
+        # What it names may be in other packs by now. If that cannot be written down, everything is read again.
+        moved = None
+        with suppress(OSError, StorageError):
+            if relocate(self._state, reference, found, known):
+                moved = lists.open_list(self._state, reference)
         return stack.enter_context(moved) if moved is not None else None
 
     def _places(self, plan: RunPlan) -> Places:
