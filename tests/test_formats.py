@@ -19,6 +19,7 @@ from holdfast.jobs.export import export
 from holdfast.jobs.gc import gc
 from holdfast.jobs.keys import rotate_key
 from holdfast.jobs.undo import undo
+from holdfast.repository.dedup._rewrite import Rewriter
 from installed import Service, agree, seen
 
 DEDUP = {"BACKUP_FORMAT": "dedup"}
@@ -83,6 +84,36 @@ def test_an_export_is_an_ordinary_archive_that_restores(service: Service, tmp_pa
     assert contents(service) == before
 
 
+def test_a_backup_that_begins_leaves_alone_what_gc_is_writing(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        (service.root / f"models/many{number}.bin").write_bytes(os.urandom(200_000))
+    service.back_up(components=["models"])
+    for number in range(5):
+        (service.root / f"models/many{number}.bin").unlink()
+    service.clock.forward(40 * 86_400)
+    kept = service.back_up(components=["models"])
+    expire(service.installation(), ignore)
+    flush = Rewriter._flush
+    made = []
+
+    def begun_meanwhile(self: Rewriter) -> None:
+        if self._pack is not None:
+            service.clock.forward(1)
+            made.append(service.back_up(components=["models"]))
+        flush(self)
+
+    monkeypatch.setattr(Rewriter, "_flush", begun_meanwhile)
+    freed = gc(service.installation(), ignore)
+    assert (len(made), freed.rewritten) == (1, 1)
+    assert freed.later_bytes > 1_000_000
+    service.clock.forward(2 * 86_400)
+    assert gc(service.installation(), ignore).bytes > 1_000_000
+    service.verify(kept.backup_id)
+    service.verify(made[0].backup_id)
+
+
 def test_what_is_dropped_gives_its_room_back_a_day_later(service: Service) -> None:
     shutil.rmtree(service.root / "models/d")
     (service.root / "models/a.bin").write_bytes(os.urandom(400_000))
@@ -95,7 +126,7 @@ def test_what_is_dropped_gives_its_room_back_a_day_later(service: Service) -> No
     gc(service.installation(), ignore)
     service.clock.forward(2 * 86_400)
     freed = gc(service.installation(), ignore)
-    assert any(name.startswith("packs/") for name in freed)
+    assert any(name.startswith("packs/") for name in freed.names)
     service.verify(new.backup_id)
 
 

@@ -163,15 +163,23 @@ def copy(
 
 
 def gc(as_json: Json = False) -> None:
-    """Free what killed runs have left behind."""
+    """Free what no backup needs, and what killed runs have left behind."""
     with command(as_json=as_json) as installation:
         from holdfast.jobs.gc import gc as run
 
         with watching(quiet=as_json) as emit:
             freed = run(installation, emit)
         if as_json:
-            print_json({"freed": freed})
-        elif not freed:
+            print_json(
+                {
+                    "freed": freed.names,
+                    "freed_bytes": freed.bytes,
+                    "rewritten_packs": freed.rewritten,
+                    "written_bytes": freed.written_bytes,
+                    "later_bytes": freed.later_bytes,
+                }
+            )
+        elif not (freed.names or freed.rewritten or freed.later_bytes):
             say("There is nothing to free.")
 
 

@@ -120,6 +120,8 @@ class OpeningReader:
 
     size: int
     """How many bytes the plaintext has."""
+    recipients: int
+    """How many the file is for."""
 
     def __init__(
         self, source: RandomAccess, identities: Sequence[Identity], *, name: str = "the file"
@@ -132,6 +134,7 @@ class OpeningReader:
         """
         raw = _read_header(source, name)
         header = Header.parse(raw, name)
+        self.recipients = len(header.stanzas)
         self._file_key = unwrap(header.stanzas, identities, name)
         header.verify(self._file_key, name)
         self._nonce = source.read_at(len(raw), _NONCE_LENGTH)

@@ -52,6 +52,13 @@ def _read_through(path: Path) -> None:
             pass
 
 
+def lines_of(state: LocalState, metadata: BackupMetadata) -> Iterator[bytes]:
+    """The lines of a list that `open_list` has opened, but for the one before its first."""
+    with igzip.open(state.list_file(metadata.backup_id), "rb") as file:
+        file.readline()
+        yield from file
+
+
 def save(state: LocalState, metadata: BackupMetadata, lines: Iterator[bytes]) -> None:
     """Writes a backup's list. `lines`: pieces of it, not necessarily cut at line ends."""
     assert metadata.manifest is not None

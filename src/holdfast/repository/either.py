@@ -18,7 +18,7 @@ from holdfast.repository.base import Run, RunPlan, StoredBackup
 from holdfast.storage.base import Storage, Upload
 
 if TYPE_CHECKING:
-    from holdfast.repository.dedup import DedupRepository
+    from holdfast.repository.dedup import Collected, DedupRepository
     from holdfast.repository.dedup._mender import Mending
 
 
@@ -88,9 +88,13 @@ class EitherRepository(Catalog):
             cleaned = []
         return cleaned + self.dedup.clean()
 
-    def free(self) -> list[str]:
-        """Deletes packs that no backup needs any more."""
-        return self.dedup.free()
+    def collect(self) -> Collected:
+        """Frees what no backup needs any more in packs. While `expiring` is held."""
+        if self.writes == "archive":
+            return self.dedup.collect()
+        # Runs that begin meanwhile must not take what is being written for what the dead have left.
+        with self._storage.lock("backup", shared=True):
+            return self.dedup.collect()
 
     def mend(self) -> Iterator[Mending]:
         """Mends what has parity; see `Upkeep.mend`."""

@@ -68,7 +68,7 @@ def test_the_key_of_a_run_that_begins_while_packs_are_freed_stays(
     monkeypatch.setattr(
         freeing, "_manifest", first_time(lambda: runs.append(begun.__enter__()), freeing._manifest)
     )
-    freeing.free()
+    freeing.collect()
     store_source(runs[0], ("models", "main"), trees["models", "main"])
     metadata = runs[0].commit(warnings=0, duration_seconds=0)
     begun.__exit__(None, None, None)

@@ -59,7 +59,7 @@ def test_the_bases_of_differences_that_are_taken_for_present_stay(ground: DedupG
     ground.repository().delete(first)
     ground.repository().delete(second)
     for _ in range(2):
-        ground.repository().free()
+        ground.repository().collect()
         ground.clock.forward(DAY)
     ground.repository().verify(third, deep=True, progress=ignore_progress)
     assert_holds(ground.repository(), third, trees)

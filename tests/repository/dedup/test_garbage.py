@@ -58,16 +58,16 @@ def test_what_nothing_needs_is_condemned_and_deleted_a_day_later(ground: DedupGr
     old, new = make(ground, state(1)), make(ground, state(2))
     before = packs(ground)
     assert len(before) == 2
-    assert ground.repository().free() == []
+    assert ground.repository().collect().deleted == []
     assert marks(ground) == set()
     ground.repository().delete(old)
-    assert ground.repository().free() == []
+    assert ground.repository().collect().deleted == []
     assert packs(ground) == before
     (condemned,) = marks(ground)
     ground.clock.forward(3600)
-    assert ground.repository().free() == []
+    assert ground.repository().collect().deleted == []
     ground.clock.forward(DAY)
-    freed = ground.repository().free()
+    freed = ground.repository().collect().deleted
     run = condemned.partition("-")[0]
     assert freed == [f"packs/{run[:2]}/{condemned}", f"index/{run}-0", f"keys/{run}.json"]
     assert packs(ground) == before - {condemned}
@@ -78,11 +78,11 @@ def test_what_nothing_needs_is_condemned_and_deleted_a_day_later(ground: DedupGr
 
 def test_a_run_takes_nothing_for_present_that_is_condemned(ground: DedupGround) -> None:
     ground.repository().delete(make(ground, state(1)))
-    ground.repository().free()
+    ground.repository().collect()
     again = make(ground, state(1))
     assert again.size_bytes > 600_000
     ground.clock.forward(DAY)
-    assert len(ground.repository().free()) >= 1
+    assert len(ground.repository().collect().deleted) >= 1
     assert_holds(ground.repository(), again, state(1))
     ground.repository().verify(again, deep=True, progress=ignore_progress)
 
@@ -101,15 +101,15 @@ def test_a_run_that_began_before_keeps_what_it_takes_for_present(ground: DedupGr
         run.begin_source("models", "main")
         for number, (path, node) in enumerate(nodes.items()):
             if number == 1:
-                assert ground.repository().free() == []
+                assert ground.repository().collect().deleted == []
                 assert len(marks(ground)) == 1
                 ground.clock.forward(DAY)
-                assert ground.repository().free() == []
+                assert ground.repository().collect().deleted == []
             run.add(node.entry, content_of(node), run.known(path))
         run.end_source(record(("models", "main"), nodes))
         metadata = run.commit(warnings=0, duration_seconds=0)
     assert metadata.size_bytes < 10_000
-    assert ground.repository().free() == []
+    assert ground.repository().collect().deleted == []
     assert marks(ground) == set()
     assert_holds(ground.repository(), metadata, trees)
 
@@ -141,17 +141,17 @@ def test_a_manifest_without_metadata_stops_it(ground: DedupGround, damage: str) 
     else:
         path.write_text("{")
     with pytest.raises(CorruptBackup, match="no metadata"):
-        ground.repository().free()
+        ground.repository().collect()
     assert marks(ground) == set()
 
 
 def test_a_mark_that_is_damaged_is_told(ground: DedupGround) -> None:
     ground.repository().delete(make(ground, state(1)))
-    ground.repository().free()
+    ground.repository().collect()
     (mark,) = marks(ground)
     Path(ground.directory, "condemned", mark).write_text(json.dumps({"since": 5}))
     with pytest.raises(CorruptBackup, match="since when"):
-        ground.repository().free()
+        ground.repository().collect()
 
 
 def test_what_is_not_ours_is_left_alone(ground: DedupGround) -> None:
@@ -162,7 +162,7 @@ def test_what_is_not_ours_is_left_alone(ground: DedupGround) -> None:
     for stray in strays:
         stray.write_bytes(b"")
     for _ in range(2):
-        ground.repository().free()
+        ground.repository().collect()
         ground.clock.forward(DAY)
     assert not pack.exists()
     assert all(stray.exists() for stray in strays)

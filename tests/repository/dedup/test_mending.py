@@ -265,13 +265,13 @@ def test_parity_goes_with_what_it_mends(ground: MendableGround) -> None:
     kept = ground.make(models(file("files/models/c", noise(150_000, 3))))
     ground.repository().delete(dropped)
     for _ in range(2):
-        ground.repository().free()
+        ground.repository().collect()
         ground.clock.forward(DAY)
     assert ground.mismatched() == []
     assert verdict(ground.repository(), kept) is None
     ground.repository().delete(kept)
     for _ in range(2):
-        ground.repository().free()
+        ground.repository().collect()
         ground.clock.forward(DAY)
     assert ground.objects.keys() == {"repository.json", "repository.json.parity"}
 

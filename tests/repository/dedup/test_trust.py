@@ -107,7 +107,7 @@ def test_differences_of_a_trusted_host_come_with_what_they_rest_on(pair: tuple[H
             second.repository().delete(known)
     reader = Host(second.top, keys=READS, name="reader", clock=second.clock)
     for _ in range(2):
-        reader.repository().free()
+        reader.repository().collect()
         second.clock.forward(DAY)
     second.assert_restores(metadata, trees)
 
@@ -363,7 +363,7 @@ def test_an_index_of_another_repository_is_not_believed(pair: tuple[Host, Host])
 
 
 def free(host: Host) -> list[str]:
-    return Host(host.top, keys=READS, name="gc", clock=host.clock).repository().free()
+    return Host(host.top, keys=READS, name="gc", clock=host.clock).repository().collect().deleted
 
 
 def test_a_pack_that_is_condemned_is_not_relied_on(pair: tuple[Host, Host]) -> None:

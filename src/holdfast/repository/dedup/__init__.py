@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.repository.dedup._collection import Collected
 from holdfast.repository.dedup.repository import DedupRepository
 
-__all__ = ["DedupRepository"]
+__all__ = ["Collected", "DedupRepository"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from holdfast.repository._parity_storage import checked
 from holdfast.repository.dedup._ids import Bytes
 from holdfast.repository.dedup._index import ChunkIndex, ChunkPlace
 from holdfast.repository.dedup._key_file import RunKeys
+from holdfast.repository.dedup._moved import missing_pack
 from holdfast.repository.dedup._names import pack_path, parse_object_name
 from holdfast.repository.dedup._pack_reader import PackReader
 from holdfast.repository.dedup._table import BlockRow, PackTable
@@ -58,17 +59,29 @@ class _Span(NamedTuple):
 class ChunkReader:
     """The chunks of one backup, or of several. For one thread."""
 
-    def __init__(self, storage: Storage, keys_of: KeysOf, packs: Sequence[PackRef], *, name: str) -> None:
-        """`packs`: where the chunks lie. `name`: what errors call the backup."""
+    def __init__(
+        self,
+        storage: Storage,
+        keys_of: KeysOf,
+        packs: Sequence[PackRef],
+        *,
+        name: str,
+        moved: Mapping[str, Sequence[PackRef]] | None = None,
+    ) -> None:
+        """`packs`: where the chunks lie. `name`: what errors call the backup. `moved`: what has the chunks of packs
+        that are not there any more; see `_moved`."""
         self._storage = storage
         self._keys_of = keys_of
         self._packs = packs
+        self._moved = moved or {}
         self._name = name
         self._index = ChunkIndex()
         self._loaded: set[int] = set()
+        self._indexed: set[str] = set()
         # Apart: a pack that is needed for bases may hold differences whose own bases nobody needs.
         self._bases = ChunkIndex()
         self._loaded_bases: set[int] = set()
+        self._indexed_bases: set[str] = set()
         self._readers: OrderedDict[str, tuple[OpenObject, PackReader]] = OrderedDict()
         self._blocks: OrderedDict[_Block, Future[Bytes]] = OrderedDict()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="open")
@@ -91,7 +104,13 @@ class ChunkReader:
 
     def id_keys(self, packs: Iterable[int]) -> set[bytes]:
         """The keys that name the chunks in these packs of the list. Raises CorruptBackup, KeyMissing, KeyWrong."""
-        return {self._keys_of(parse_object_name(self._pack(number))[0]).id_key for number in packs}
+        listed = (self._pack(number) for number in packs)
+        places = {place.name for pack in listed for place in self._moved.get(pack.name, (pack,))}
+        return {self._keys_of(parse_object_name(place)[0]).id_key for place in places}
+
+    def where(self, name: bytes, pack: str) -> str:
+        """The pack in which a chunk is found; `pack` if it is there. Raises CorruptBackup when none has it."""
+        return self._find(name, pack).pack
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -134,7 +153,8 @@ class ChunkReader:
             ):
                 if number in self._loaded_bases or not self._packs[number].hash:
                     continue
-                self._bases.add(self._table(number))
+                for table in self._tables(number, self._indexed_bases):
+                    self._bases.add(table)
                 self._loaded_bases.add(number)
                 place = self._bases.get(name)
                 if place is not None and place.block.base is None:
@@ -146,16 +166,23 @@ class ChunkReader:
     def _load(self, number: int) -> None:
         """Takes in the table of a pack."""
         if number not in self._loaded:
-            self._index.add(self._table(number))
+            for table in self._tables(number, self._indexed):
+                self._index.add(table)
             self._loaded.add(number)
 
-    def _table(self, number: int) -> PackTable:
-        return self._reader(self._pack(number)).table
-
-    def _pack(self, number: int) -> str:
+    def _pack(self, number: int) -> PackRef:
         if number >= len(self._packs) or not self._packs[number].hash:
             raise CorruptBackup(f"{self._name}: a chunk is said to lie in a pack that is not listed")
-        return self._packs[number].name
+        return self._packs[number]
+
+    def _tables(self, number: int, taken: set[str]) -> Iterator[PackTable]:
+        """The tables of a pack, or of those that have its chunks, which are not taken yet: many may be in one."""
+        pack = self._pack(number)
+        for place in self._moved.get(pack.name, (pack,)):
+            if place.name not in taken:
+                table = self._reader(place.name).table
+                taken.add(place.name)
+                yield table
 
     def _reader(self, pack: str) -> PackReader:
         held = self._readers.get(pack)
@@ -230,14 +257,6 @@ class ChunkReader:
 def _content(span: _Span, opened: Future[Bytes]) -> memoryview:
     start = span.place.offset
     return memoryview(opened.result())[start : start + span.length]
-
-
-def missing_pack(pack: str, backup: str) -> CorruptBackup:
-    """The error for a pack that is not there."""
-    return CorruptBackup(
-        f"pack {pack} is missing, which {backup} needs",
-        hint="Put it back from a copy. Other backups may be whole: `holdfast verify --all` shows which.",
-    )
 
 
 def _open(reader: PackReader, row: BlockRow, base: Bytes | None) -> Bytes:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from holdfast.clock import parse_timestamp, timestamp
+from holdfast.clock import Clock, parse_timestamp, timestamp
 from holdfast.errors import CorruptBackup
 from holdfast.repository.dedup._names import index_path, is_run, object_name, pack_path, parse_object_name
 from holdfast.storage.base import Storage
@@ -26,9 +26,11 @@ _LIMIT = 4096
 class Garbage:
     """What is in a storage and in no manifest."""
 
-    def __init__(self, storage: Storage, now: datetime) -> None:
+    def __init__(self, storage: Storage, clock: Clock) -> None:
+        self.freed_bytes = 0
+        """Of packs that were deleted."""
         self._storage = storage
-        self._now = now
+        self._clock = clock
 
     def free(
         self,
@@ -45,25 +47,42 @@ class Garbage:
 
         Raises StorageError, CorruptBackup for a mark that is damaged.
         """
+        now = self._clock()
         packs = set(self._packs())
         marks = dict(self._marks())
         deleted = []
         for pack, since in marks.items():
             if pack in needed or pack not in packs:
                 self._storage.delete(CONDEMNED + pack)
-            elif since + GRACE <= self._now and all(since < began for began in at_work):
+            elif since + GRACE <= now and all(since < began for began in at_work):
+                self.freed_bytes += self._size(pack)
                 self._delete(pack_path(pack))
                 self._storage.delete(CONDEMNED + pack)
                 packs.discard(pack)
                 deleted.append(pack_path(pack))
         for pack in sorted(packs - set(needed) - set(marks)):
-            mark = {"since": timestamp(self._now)}
-            self._storage.put(CONDEMNED + pack, json.dumps(mark).encode())
+            self.condemn(pack)
         # A run that is at work has a key before it has a pack.
         if not at_work:
             left = {parse_object_name(pack)[0] for pack in packs} | set(runs)
             deleted += self._keys_of_nothing(key_files, left)
         return deleted
+
+    def condemn(self, pack: str) -> None:
+        """Writers take nothing in the pack for present from now on. Raises StorageError."""
+        mark = {"since": timestamp(self._clock())}
+        self._storage.put(CONDEMNED + pack, json.dumps(mark).encode())
+
+    def condemned_bytes(self) -> int:
+        """How much the packs take that are condemned."""
+        return sum(self._size(pack) for pack, _ in self._marks())
+
+    def _size(self, pack: str) -> int:
+        try:
+            with self._storage.open(pack_path(pack)) as file:
+                return file.size
+        except FileNotFoundError:
+            return 0
 
     def _packs(self) -> Iterator[str]:
         for prefix in range(256):

@@ -96,6 +96,24 @@ def write_run_keys(storage: Storage, keys: RunKeys, recipients: Sequence[X25519R
     return _write(storage, _path(keys.run, recipients is not None), text, recipients)
 
 
+def is_for(
+    storage: Storage, run: str, recipients: Sequence[X25519Recipient], identities: Sequence[Identity]
+) -> bool:
+    """Whether a run's key file is proved to be for these recipients and nobody else: a file does not name them, so
+    the identity of each must be among `identities`."""
+    mine = {identity.recipient: identity for identity in identities if isinstance(identity, X25519Identity)}
+    path = _path(run, True)
+    with storage.open(path) as source:
+        for recipient in set(recipients):
+            try:
+                reader = OpeningReader(source, [mine[recipient]] if recipient in mine else [], name=path)
+            except (KeyMissing, KeyWrong):
+                return False
+            if reader.recipients != len(set(recipients)):
+                return False
+    return True
+
+
 def key_file_digest(storage: Storage, run: str, *, encrypted: bool) -> str:
     """The SHA-256 of a run's key file as it lies there; empty when there is none of that kind."""
     return _digest(storage, _path(run, encrypted))

@@ -194,6 +194,33 @@ class Known:
         )
         self._load()
 
+    def move_bases(self, moved: Mapping[str, Collection[str]], packs: Collection[str]) -> None:
+        """Remembers, durably, of `packs` that bases which lay in a pack are in those now that `moved` gives for it.
+
+        Raises StorageError.
+        """
+        concerned = {
+            pack.name
+            for pack in self._packs
+            if pack.name in packs and any(base in moved for base in pack.bases)
+        }
+        if not concerned:
+            return
+
+        def change(record: bytes) -> bytes:
+            if not record.startswith(_OF_PACK) or (pack := _pack(record)).name not in concerned:
+                return record
+            bases = sorted({place for base in pack.bases for place in moved.get(base, (base,))})
+            head = list(_PACK.unpack_from(record))
+            head[7] = len(bases)
+            end = _PACK.size + pack.chunks * (ID_LENGTH + 4)
+            named = [parse_object_name(base) for base in bases]
+            tail = [_BASE_PACK.pack(bytes.fromhex(run), number) for run, number in named]
+            return b"".join([_PACK.pack(*head), record[_PACK.size : end], *tail])
+
+        self._file.rewrite(lambda records: map(change, records))
+        self._load()
+
     def _chunk(self, row: int) -> KnownChunk:
         pack = self._packs[int(self._chunk_packs.rows[row])]
         length = int(self._lengths.rows[row])

@@ -14,11 +14,12 @@ from typing import TypeVar
 from holdfast.crypto import fingerprint
 from holdfast.errors import CorruptBackup, StorageError
 from holdfast.repository._parity_storage import checked
+from holdfast.repository.dedup._ids import ID_LENGTH
 from holdfast.repository.dedup._index_object import audience_digest, claimed_writer, open_index
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._known import Known, KnownChunk, resting_on
 from holdfast.repository.dedup._names import pack_path, parse_object_name
-from holdfast.repository.dedup._table import PackTable
+from holdfast.repository.dedup._table import PackTable, pack_name
 from holdfast.storage.base import Storage
 
 T = TypeVar("T")
@@ -105,6 +106,7 @@ def learn(
     wrong: list[str] = []
     strangers: dict[str, str] = {}
     ours = repository, audience_digest(audience)
+    uprooted = _Uprooted(storage)
     for path in storage.names("index/"):
         index = path.removeprefix("index/")
         try:
@@ -124,7 +126,7 @@ def learn(
                     continue
                 found = checked(source, partial(open_index, source, index, id_key))
             if found is not None and (found.repository, found.audience) == ours:
-                there = (table for table in found.tables if _is_there(storage, table))
+                there = (uprooted.noted(known, table) for table in found.tables if _is_there(storage, table))
                 learnt += known.learn(index, writer, found.key_file, there)
             else:
                 known.note({index: writer})
@@ -135,10 +137,43 @@ def learn(
             if known is not None or len(memories.by_writer) > 1:
                 wrong.append(str(error))
     memories.own.note(strangers)
+    uprooted.settle(memories)
     if not wrong:
         return learnt, []
     more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return learnt, [f"{wrong[0]}{more}: damage, or a forgery in a trusted name, and not believed"]
+
+
+class _Uprooted:
+    """Differences that are learnt after `gc` has written their bases to other packs."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._there: dict[str, bool] = {}
+        self._waiting: list[tuple[Known, str, list[bytes]]] = []
+
+    def noted(self, known: Known, table: PackTable) -> PackTable:
+        rows = [row.tobytes() for row in table.bases]
+        if lost := [row for row in rows if not self._is_there(pack_name(row[ID_LENGTH:]))]:
+            self._waiting.append((known, table.name, lost))
+        return table
+
+    def settle(self, memories: Memories) -> None:
+        """Remembers where those bases are by now, as far as that was learnt too."""
+        for known, pack, rows in self._waiting:
+            moved: dict[str, set[str]] = {}
+            for row in rows:
+                base = memories.get(row[:ID_LENGTH])
+                if base is None or base.is_difference:
+                    break  # It is not relied on, then: what rests on nothing is forgotten.
+                moved.setdefault(pack_name(row[ID_LENGTH:]), set()).add(base.pack)
+            else:
+                known.move_bases(moved, {pack})
+
+    def _is_there(self, pack: str) -> bool:
+        if pack not in self._there:
+            self._there[pack] = not pack or self._storage.exists(pack_path(pack))
+        return self._there[pack]
 
 
 def _is_there(storage: Storage, table: PackTable) -> bool:

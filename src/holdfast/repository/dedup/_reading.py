@@ -16,13 +16,15 @@ from holdfast.model import BackupMetadata
 from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import Catalog
+from holdfast.repository._manifest import PackRef
 from holdfast.repository._parity import verify_parity
 from holdfast.repository._parity_storage import ParityStorage, checked, mend_first
 from holdfast.repository._seal import Seal
 from holdfast.repository.dedup._bases import Locate
-from holdfast.repository.dedup._chunk_reader import ChunkReader, missing_pack
+from holdfast.repository.dedup._chunk_reader import ChunkReader
 from holdfast.repository.dedup._key_file import RunKeys, read_run_keys
 from holdfast.repository.dedup._manifest_object import ManifestReader
+from holdfast.repository.dedup._moved import Moved, missing_pack
 from holdfast.repository.dedup._stored import StoredManifest
 from holdfast.repository.dedup._verify import (
     checksum_of,
@@ -76,10 +78,13 @@ class Reading(Catalog):
     def open(self, metadata: BackupMetadata) -> Iterator[StoredManifest]:
         with ExitStack() as stack:
             manifest = self._manifest(stack, metadata)
-            needed = {pack.name for pack in manifest.packs if pack.hash}
-            if missing := needed - self._packs_there({pack[:2] for pack in needed}):
-                raise missing_pack(min(missing), metadata.backup_id)
-            chunks = ChunkReader(self._storage, self._keys_of, manifest.packs, name=metadata.backup_id)
+            chunks = ChunkReader(
+                self._storage,
+                self._keys_of,
+                manifest.packs,
+                name=metadata.backup_id,
+                moved=self._moved(manifest.packs, metadata.backup_id),
+            )
             stored = StoredManifest(metadata, manifest, chunks, lambda: self._keys_of(manifest.run).id_key)
             stack.callback(stored.close)
             yield stored
@@ -114,8 +119,7 @@ class Reading(Catalog):
                 if deep:
                     for needed in objects_of(self._storage, metadata, stored.manifest):
                         verify_parity(self._plain, needed)
-                verify_packs(self._storage, stored.manifest.packs, metadata.backup_id, deep=deep)
-                verify_keys(self._storage, stored.manifest.packs, metadata.backup_id)
+                self._verify_packs(stored.manifest.packs, metadata.backup_id, deep=deep)
                 if deep:
                     verify_manifest(self._storage, stored, self._keys_of, progress)
             del stack
@@ -125,8 +129,22 @@ class Reading(Catalog):
         found = lists.open_list(self._state, metadata)
         if found is not None:
             with found:
-                verify_packs(self._storage, found.packs, metadata.backup_id, deep=False)
-                verify_keys(self._storage, found.packs, metadata.backup_id)
+                self._verify_packs(found.packs, metadata.backup_id, deep=False)
+
+    def _verify_packs(self, packs: Sequence[PackRef], name: str, *, deep: bool) -> None:
+        moved = self._moved(packs, name)
+        places = {place.name: place for pack in packs if pack.hash for place in moved.get(pack.name, [pack])}
+        verify_packs(self._storage, list(places.values()), name, deep=deep)
+        verify_keys(self._storage, list(places.values()), name)
+
+    def _moved(self, packs: Sequence[PackRef], name: str) -> dict[str, list[PackRef]]:
+        """For each pack that is not there any more, where its chunks are. Raises CorruptBackup where nobody says."""
+        moved = Moved(self._storage)
+        gone = [pack for pack in packs if pack.hash and not moved.is_there(pack.name)]
+        for pack in gone:
+            if moved.to(pack.name) is None:
+                raise missing_pack(pack.name, name)
+        return {pack.name: moved.places(pack) for pack in gone}
 
     def is_present(self, metadata: BackupMetadata) -> bool:
         return self._storage.exists(names.manifest_name(metadata.backup_id))

@@ -186,7 +186,7 @@ def make_block_row(
     if base is None:
         return BlockRow(position, offset, length, raw, codec, None)
     data = base.tobytes()
-    return BlockRow(position, offset, length, raw, codec, data[:ID_LENGTH], _unpack_pack(data[ID_LENGTH:]))
+    return BlockRow(position, offset, length, raw, codec, data[:ID_LENGTH], pack_name(data[ID_LENGTH:]))
 
 
 def pack_base(name: bytes, pack: str) -> bytes:
@@ -202,7 +202,8 @@ def base_packs(table: PackTable) -> list[bytes]:
     return sorted({row[ID_LENGTH:].tobytes() for row in table.bases})
 
 
-def _unpack_pack(data: bytes) -> str:
+def pack_name(data: bytes) -> str:
+    """The pack that 20 bytes of a base's row stand for; empty where it is not said."""
     if data == _NO_PACK:
         return ""
     run, number = struct.unpack("<16sI", data)

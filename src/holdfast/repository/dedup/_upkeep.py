@@ -25,16 +25,18 @@ from holdfast.repository import _lists as lists
 from holdfast.repository import _names as names
 from holdfast.repository._catalog import DAMAGED, RUNNING
 from holdfast.repository._parity_storage import checked, mend_first
-from holdfast.repository.dedup._garbage import Garbage
+from holdfast.repository.dedup._collection import Collected, Collecting, WriterHere
 from holdfast.repository.dedup._ids import KEY_LENGTH
 from holdfast.repository.dedup._key_file import IDENTITY, key_file_digest, rewrap_run_keys
 from holdfast.repository.dedup._known import Known
 from holdfast.repository.dedup._manifest_object import ManifestReader
 from holdfast.repository.dedup._memories import Memories, learn
 from holdfast.repository.dedup._mender import Mender, Mending
+from holdfast.repository.dedup._moved import Moved
 from holdfast.repository.dedup._proof import Proof
 from holdfast.repository.dedup._reading import Reading
 from holdfast.repository.dedup._rewrap import is_opened_by, recipients_of, rewrap_identity, rewrap_object
+from holdfast.repository.dedup._survey import Survey
 from holdfast.repository.dedup._writer import (
     MARK,
     WriterState,
@@ -69,7 +71,9 @@ class Upkeep(Reading):
                 self._open_object(name) as file,
                 closing(checked(file, lambda: ManifestReader(file, metadata, old, name=name))) as lines,
             ):
-                runs = {lines.run, *(pack.name.partition("-")[0] for pack in lines.packs if pack.hash)}
+                # Also of what is there still and goes later.
+                packs = Moved(self._storage, listed=True).reached(pack for pack in lines.packs if pack.hash)
+                runs = {lines.run, *(pack.partition("-")[0] for pack in packs)}
             given = [run for run in sorted(runs) if self._give(run, old, new, recipients)]
             self._hand_over(old, recipients, given)
             checksum, changed = rewrap_object(self._storage, name, old.identities, recipients), True
@@ -290,15 +294,19 @@ class Upkeep(Reading):
             and self._seal.believes(signature, statement)
         )
 
-    def free(self) -> list[str]:
-        """Deletes what no backup needs, in two phases: what is condemned now is deleted by a later call. Returns the
-        names of what was deleted. Needs the identity. Safe beside runs at work; see `Garbage`."""
+    def collect(self) -> Collected:
+        """Frees what no backup needs, in two phases: what is condemned now is deleted by a later call. Packs of which
+        much is of no use are written anew. Needs the identity. Safe beside runs at work; see `Garbage`.
+
+        Raises CorruptBackup where it cannot be told what is needed.
+        """
         if orphans := self.orphans():
             raise CorruptBackup(
                 f"{orphans[0]} has no metadata, or it is damaged: so what nothing needs cannot be told",
                 hint="Run `holdfast repair`, or delete the manifest if the backup is not wanted.",
             )
-        needed: set[str] = set()
+        moved = Moved(self._storage, listed=True)
+        survey = Survey(self._storage, self._keys_of, moved)
         runs: set[str] = set()
         at_work = []
         key_files = list(self._storage.names("keys/"))  # before runs: see `Garbage.free`
@@ -312,9 +320,33 @@ class Upkeep(Reading):
             elif metadata.is_good:
                 with ExitStack() as stack:
                     manifest = self._manifest(stack, metadata)
-                    needed |= {pack.name for pack in manifest.packs if pack.hash}
+                    survey.add(manifest, metadata.backup_id)
                     runs.add(manifest.run)
-        return Garbage(self._storage, self._clock()).free(needed, runs, at_work, key_files)
+        named = list(survey.named.values())
+        survey.follow()
+        survey.look()
+        collecting = Collecting(self._storage, survey, moved, self._keys_of, self._writer_here, self._clock)
+        needed = collecting.needed()
+        collecting.shorten()
+        # First: so there is room for what is written.
+        collecting.free(needed, runs, at_work, key_files)
+        collecting.rewrite()
+        collecting.forget_marks(named)
+        collecting.count()
+        return collecting.done
+
+    def _writer_here(self) -> WriterHere:
+        repository = open_repository(self._storage, create=False)
+        pinned, recipients = self._pinned(repository, self._seal.keys() if self._seal.encrypt else None)
+        return WriterHere(
+            repository,
+            pinned.id_key,
+            self._writer(),
+            recipients,
+            self._opened_keys().identities if self._seal.encrypt else (),
+            self._memories(repository, pinned.id_key, recipients).own,
+            self._seal.sign,
+        )
 
     @property
     def _directory(self) -> Path:
