@@ -312,10 +312,11 @@ def test_an_index_that_is_put_back_when_all_else_is_gone_is_not_believed(
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_packs_are_not_relied_on_when_their_key_file_was_replaced(pair: tuple[Host, Host], when: str) -> None:
     first, second = pair
+    run = run_of_first(first)
     other = models(file("files/models/o", b"something"))
     if when == "after":
         second.make(other)
-    (path,) = [path for path in (first.directory / "keys").iterdir() if run_of_first(first) in path.name]
+    (path,) = [path for path in (first.directory / "keys").iterdir() if run in path.name]
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     metadata = second.make(TREES)
     assert metadata.size_bytes > 900_000
