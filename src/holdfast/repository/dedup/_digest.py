@@ -11,6 +11,8 @@ from blake3 import blake3
 from holdfast.repository._manifest import ChunkRef
 from holdfast.repository.dedup._ids import key_name
 
+_TOGETHER = 1024
+
 
 def digest_kind(id_key: bytes) -> str:
     """What can be compared with one another: see `holdfast.repository.base.StoredBackup.digests`."""
@@ -24,18 +26,22 @@ class ContentDigest:
         self.size = 0
         """Bytes of the chunks so far."""
         self._count = 0
-        self._first = ""
+        self._ids: list[str] = []
         self._hash = blake3()
 
     def add(self, chunk: ChunkRef) -> None:
         self.size += chunk.length
         self._count += 1
-        if self._count == 1:
-            self._first = chunk.id
-            return
-        if self._count == 2:
-            self._hash.update(bytes.fromhex(self._first))
-        self._hash.update(bytes.fromhex(chunk.id))
+        self._ids.append(chunk.id)
+        if len(self._ids) == _TOGETHER:
+            self._take()
 
     def hexdigest(self) -> str:
-        return self._first if self._count == 1 else self._hash.hexdigest()
+        if self._count == 1:
+            return self._ids[0]
+        self._take()
+        return self._hash.hexdigest()
+
+    def _take(self) -> None:
+        self._hash.update(bytes.fromhex("".join(self._ids)))
+        self._ids = []

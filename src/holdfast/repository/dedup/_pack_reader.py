@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from holdfast.errors import CorruptBackup
 from holdfast.repository.dedup._codec import decode
-from holdfast.repository.dedup._ids import Bytes, chunk_id
+from holdfast.repository.dedup._ids import ID_LENGTH, Bytes, chunk_id
 from holdfast.repository.dedup._key_file import RunKeys
 from holdfast.repository.dedup._names import parse_object_name
 from holdfast.repository.dedup._seal import BLOCK, HEADER_LENGTH, TABLE, TABLE_POSITION, TAG_LENGTH, Sealer
@@ -63,11 +63,17 @@ class PackReader:
     def compare(self, position: int, raw: Bytes) -> None:
         """Compares the chunks of an opened block with their ids. Raises CorruptBackup."""
         view = memoryview(raw)
-        first, end = np.searchsorted(self.table.chunk_blocks, [position, position + 1]).tolist()
-        for row in range(first, end):
-            offset, name = int(self.table.chunk_offsets[row]), self.table.ids[row].tobytes()
-            data = view[offset : offset + int(self.table.chunk_lengths[row])]
-            if chunk_id(self._keys.id_key, data) != name:
+        rows = slice(*np.searchsorted(self.table.chunk_blocks, [position, position + 1]).tolist())
+        ids = self.table.ids[rows].tobytes()
+        places = zip(
+            range(0, len(ids), ID_LENGTH),
+            self.table.chunk_offsets[rows].tolist(),
+            self.table.chunk_lengths[rows].tolist(),
+            strict=True,
+        )
+        for at, offset, length in places:
+            name = ids[at : at + ID_LENGTH]
+            if chunk_id(self._keys.id_key, view[offset : offset + length]) != name:
                 raise CorruptBackup(
                     f"block {position} of pack {self.name} does not hold chunk {name.hex()}, as its table says"
                 )
