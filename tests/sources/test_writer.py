@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forks import among_own_mounts, as_nobody, mount_memory, scratch
-from holdfast.errors import CorruptBackup, HostileBackup, NoSpace
+from holdfast.errors import CorruptBackup, HostileBackup, NoSpace, RestoreError
 from holdfast.events import ignore
 from holdfast.model import Entry, order_key
 from holdfast.sources.files._staging import FilesTarget
 from sources.disk import Backup, directory, file, hardlink, look, places, symlink
 from sources.files_source import open_descriptors
 from sources.live import MODELS, Target, everything
+
+LARGE = 17 << 20
+"""Bytes: a file that is made durable while the next is written."""
 
 
 @pytest.fixture
@@ -319,3 +324,24 @@ def test_an_error_of_the_backup_passes_through(target: Target) -> None:
     entries = iter([directory("files/models"), file("files/models/a", 1)])
     with pytest.raises(CorruptBackup, match="not what was stored"):
         FilesTarget({"files/models": target.root / "models"}).stage(entries, read, target.places, ignore)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_what_the_disk_refuses_while_the_next_file_is_written_fails_the_restore(
+    target: Target, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    calls = count()
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.fstat(descriptor).st_size >= LARGE and next(calls) == at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    names = [f"files/models/{number}" for number in range(3)]
+    backup = Backup(directory("files/models"), *((file(name), b"x" * LARGE) for name in names))
+    with pytest.raises(RestoreError, match="Input/output error"):
+        target.stage(backup)
+    assert next(calls) > at
+    assert "models" not in os.listdir(target.root)

@@ -24,6 +24,7 @@ from holdfast.model import Entry
 from holdfast.sources.base import Read
 from holdfast.sources.files._attributes import Attributes, AttributeWriter
 from holdfast.sources.files._directories import OPEN_DIRECTORIES, READ_DIRECTORY
+from holdfast.sources.files._flush import Flusher
 from holdfast.text import shown
 from holdfast.transaction import restoring
 
@@ -109,6 +110,7 @@ class _Writer:
         self._told: set[str] = set()
         self._attributes = AttributeWriter(self._tell)
         self._spots: dict[str, Spot] = {}
+        self._flusher = Flusher()
         self._here = _Tree(self._spots)
         self._there = _Tree(self._spots)
         self._parent: str | None = None
@@ -121,6 +123,7 @@ class _Writer:
         self._here.close()
         self._there.close()
         self._later.close()
+        self._flusher.close()
 
     def add(self, entry: Entry) -> None:
         self.path = path = entry.path
@@ -149,6 +152,7 @@ class _Writer:
 
     def finish(self) -> None:
         """Makes the symbolic links, then gives the directories their attributes, the deepest first."""
+        self._flusher.settle()
         fields = "select path, target, mode, uid, gid, mtime_ns, xattrs from later"
         for path, target, *rest in self._later.execute(f"{fields} where target is not null order by rowid"):
             self.path = os.fsdecode(path)
@@ -181,7 +185,7 @@ class _Writer:
     ) -> None:
         descriptor = os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
         try:
-            done = 0
+            done = flushed = 0
             for piece in pieces:
                 offset, done = done, done + len(piece)
                 if done > size:
@@ -192,14 +196,17 @@ class _Writer:
                     _write_around_holes(descriptor, memoryview(piece), offset)
                 else:
                     _write(descriptor, piece, offset)
+                if done - flushed >= _FLUSH_BYTES and self._flusher.is_idle:
+                    self._flusher.flush(descriptor)
+                    flushed = done
             if done != size:
                 raise CorruptBackup(f"{shown(self.path)} holds {done} bytes and declares {size}")
             if sparse:
                 os.ftruncate(descriptor, size)
             self._attributes.write(descriptor, attributes, self.path)
             if size >= _FLUSH_BYTES:
-                # Writing goes on while the disk works, and the sync at the end finds less left to do.
-                os.fsync(descriptor)
+                # The sync at the end finds less left to do.
+                self._flusher.flush(descriptor)
         finally:
             os.close(descriptor)
 
