@@ -63,7 +63,10 @@ def backup(
                     "content",
                     f"{human_size(metadata.source_bytes)}, {human_size(report.bytes_read)} of it read",
                 ),
-                ("archive", f"{human_size(metadata.size_bytes)} ({ratio:.0%})"),
+                (
+                    "archive" if metadata.format == "archive" else "added",
+                    f"{human_size(metadata.size_bytes)} ({ratio:.0%})",
+                ),
                 ("encrypted", "yes" if metadata.encrypted else "NO"),
                 ("took", human_time(metadata.duration_seconds)),
             ]
@@ -105,7 +108,7 @@ def list_(
             say(f"There is no {kind_of} in {installation.settings.backup_dir}.")
             return
         print_table(
-            ("ID", "TIME (UTC)", "COMPONENTS", "CONTENT", "ARCHIVE", ""),
+            ("ID", "TIME (UTC)", "COMPONENTS", "CONTENT", "STORED", ""),
             [
                 (
                     metadata.backup_id,
@@ -119,7 +122,7 @@ def list_(
                 )
                 for metadata in found
             ],
-            right=("CONTENT", "ARCHIVE"),
+            right=("CONTENT", "STORED"),
         )
 
 
