@@ -443,7 +443,9 @@ def test_a_disk_that_fills_up_with_the_metadata_leaves_no_record_of_a_backup_tha
         is_full = False
 
         def create(self, name: str, *, replace: bool = False, hashed: bool = True) -> MemoryUpload:
-            ends = name.endswith(".metadata.json.parity") and any("manifest" in known for known in ground.objects)
+            ends = name.endswith(".metadata.json.parity") and any(
+                "manifest" in known for known in ground.objects
+            )
             self.is_full = self.is_full or ends
             if self.is_full:
                 raise StorageError("no room")
