@@ -85,6 +85,17 @@ def test_an_incremental_is_compared_with_what_its_own_host_has(
     assert backup(one.installation(), ignore).warnings == ()
 
 
+def test_what_a_host_knows_of_its_backups_outlasts_many_of_others(hosts: tuple[Service, Service]) -> None:
+    one, two = hosts
+    mine = one.back_up()
+    two.back_up()
+    for _ in range(8):
+        two.back_up(components=["config"])
+    one.back_up(components=["config"])
+    report = backup(one.installation(), ignore, incremental=True)
+    assert (report.metadata.parent, report.warnings) == (mine.backup_id, ())
+
+
 def test_the_writer_key_goes_from_one_host_to_another_through_a_pipe(hosts: tuple[Service, Service]) -> None:
     one, two = hosts
     one.back_up(components=["models"])
