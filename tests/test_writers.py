@@ -12,6 +12,8 @@ import pytest
 
 from holdfast.crypto import X25519Identity, fingerprint
 from holdfast.errors import RepositoryError, UsageError
+from holdfast.events import ignore
+from holdfast.jobs.backup import backup
 from holdfast.jobs.keys import adopt_writer_key, read_secret, writer_key
 from installed import Service
 
@@ -64,6 +66,34 @@ def test_hosts_share_what_they_store_when_they_are_told_to(hosts: tuple[Service,
     (two.root / "models/large.bin").write_bytes(b"lost")
     two.restore(second.backup_id)
     assert (two.root / "models/large.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("format_", ["dedup", "archive"])
+def test_an_incremental_is_compared_with_what_its_own_host_has(
+    hosts: tuple[Service, Service], format_: str
+) -> None:
+    one, two = hosts
+    for service in hosts:
+        service.environ["BACKUP_FORMAT"] = format_
+    (one.root / "service.db").unlink()
+    mine = one.back_up()
+    theirs = two.back_up()
+    assert "database" in theirs.components
+    report = backup(one.installation(), ignore, incremental=True)
+    assert (report.metadata.parent, report.warnings) == (mine.backup_id, ())
+    one.clock.forward()
+    assert backup(one.installation(), ignore).warnings == ()
+
+
+def test_what_a_host_knows_of_its_backups_outlasts_many_of_others(hosts: tuple[Service, Service]) -> None:
+    one, two = hosts
+    mine = one.back_up()
+    two.back_up()
+    for _ in range(8):
+        two.back_up(components=["config"])
+    one.back_up(components=["config"])
+    report = backup(one.installation(), ignore, incremental=True)
+    assert (report.metadata.parent, report.warnings) == (mine.backup_id, ())
 
 
 def test_the_writer_key_goes_from_one_host_to_another_through_a_pipe(hosts: tuple[Service, Service]) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from holdfast.errors import LockHeld
 from holdfast.events import ignore
 from holdfast.jobs.expire import expire
 from holdfast.jobs.pin import pin
@@ -93,6 +94,20 @@ def test_while_a_backup_is_read_none_is_dropped_and_the_run_is_no_failure(ground
     assert ground.schedule(schedule_id).last_status == "success"
     run_on(ground, 9)
     assert times(ground) == ["01-09T02", "01-08T02"]
+
+
+@pytest.mark.parametrize("format_", ["archive", "dedup"])
+def test_nothing_is_pinned_while_metadata_is_written_anew(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, format_: str
+) -> None:
+    """What is written last would take back what the other has written: the pin, or the checksum under a new key."""
+    monkeypatch.setenv("BACKUP_FORMAT", format_)
+    made = ground.service.back_up()
+    with ground.service.installation().repository.expiring(), pytest.raises(LockHeld):
+        pin(ground.service.installation(), made.backup_id, pinned=True)
+    with ground.service.installation().repository.lent():
+        pin(ground.service.installation(), made.backup_id, pinned=True)
+    assert [known.pinned for known in ground.backups()] == [True]
 
 
 def test_while_the_clock_is_behind_the_newest_backup_none_is_dropped(ground: Ground) -> None:

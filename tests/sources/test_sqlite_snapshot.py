@@ -4,6 +4,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -235,6 +237,28 @@ def test_facts(tmp_path: Path) -> None:
         "item": 300,
         "ledger": 0,
     }
+
+
+def test_who_has_enough_of_it_does_not_wait_for_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the check is between two statements as it is called off: SQLite interrupts those that run."""
+    between, closing_ = threading.Event(), threading.Event()
+
+    def check(reader: sqlite3.Connection, *, deep: bool) -> None:
+        between.set()
+        closing_.wait(10)
+        time.sleep(0.05)
+        reader.execute("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n")
+
+    monkeypatch.setattr(_snapshot, "find_damage", check)
+    snapshot = take_snapshot(make(tmp_path / "live.db", wal=False), timeout=10)
+    assert between.wait(10)
+    closing_.set()
+    closer = threading.Thread(target=snapshot.close, daemon=True)
+    closer.start()
+    closer.join(10)
+    assert not closer.is_alive()
 
 
 @pytest.mark.parametrize(

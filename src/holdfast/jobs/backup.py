@@ -172,14 +172,25 @@ def _parent(installation: Installation, since: str | None) -> BackupMetadata:
     if since is not None:
         return installation.repository.find(since)
     repository = installation.repository
-    full = [
-        metadata
-        for metadata in repository.backups("full")
-        if metadata.is_good and metadata.format == repository.writes
-    ]
-    if not full:
+    full = _last(
+        installation,
+        [
+            metadata
+            for metadata in repository.backups("full")
+            if metadata.is_good and metadata.format == repository.writes
+        ],
+    )
+    if full is None:
         raise ParentMissing("there is no full backup for an incremental one to rest on")
-    return full[0]
+    return full
+
+
+def _last(installation: Installation, backups: Sequence[BackupMetadata]) -> BackupMetadata | None:
+    """The newest that this host has made; of several that share the directory each has a service of its own. Where it
+    has made none, or has lost its signing key, the newest."""
+    key = installation.signing_key().public
+    own = (known for known in backups if known.signature is not None and known.signature.key == key)
+    return next(own, backups[0] if backups else None)
 
 
 def _selected_by_default(installation: Installation, parent: BackupMetadata | None) -> tuple[Component, ...]:
@@ -241,7 +252,7 @@ def _compare_with_last(
     installation: Installation, present: tuple[Component, ...], selected: Sequence[Component], tally: _Tally
 ) -> None:
     """A component that was in the last full backup and is gone is worth a warning, even where nothing needs it."""
-    last = next((known for known in installation.repository.backups("full") if known.is_good), None)
+    last = _last(installation, [known for known in installation.repository.backups("full") if known.is_good])
     for component in last.components if last is not None else ():
         if component in selected and component not in present:
             tally(Warned(f"{component} was in the last full backup, and is not there any more"))

@@ -7,6 +7,8 @@ from holdfast.model import BackupMetadata
 
 
 def pin(installation: Installation, reference: str, *, pinned: bool) -> BackupMetadata:
-    """A pinned backup, and what it rests on, never expires. Raises BackupNotFound."""
+    """A pinned backup, and what it rests on, never expires. Raises BackupNotFound; LockHeld while metadata is written
+    anew, and what is read here would be old by the time that it is written: by `key rotate`, `repair`, `expire`."""
     repository = installation.repository
-    return repository.set_pinned(repository.find(reference), pinned)
+    with repository.lent():
+        return repository.set_pinned(repository.find(reference), pinned)

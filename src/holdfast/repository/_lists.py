@@ -77,14 +77,15 @@ def save(state: LocalState, metadata: BackupMetadata, lines: Iterator[bytes]) ->
 
 
 def forget_old(state: LocalState, backups: Sequence[BackupMetadata]) -> None:
-    """Keeps the lists that incrementals are likely to rest on: of the last full backup, and the newest few."""
-    good = [metadata.backup_id for metadata in backups if metadata.is_good]
+    """Keeps the lists that incrementals are likely to rest on: of the last full backup, and the newest few; of those
+    that are here, for other hosts may make many meanwhile."""
+    held = set(state.lists())
+    good = [metadata.backup_id for metadata in backups if metadata.is_good and metadata.backup_id in held]
     wanted = set(good[:_KEEP]) | set([backup_id for backup_id in good if backup_id.startswith("full_")][:1])
-    for left in state.list_file(good[0]).parent.glob("*.tmp"):
+    for backup_id in held - wanted:
+        state.list_file(backup_id).unlink(missing_ok=True)
+    for left in (state.repository / "lists").glob("*.tmp"):
         left.unlink()
-    for backup_id in state.lists():
-        if backup_id not in wanted:
-            state.list_file(backup_id).unlink(missing_ok=True)
 
 
 def list_head(manifest_digest: str) -> bytes:

@@ -434,6 +434,41 @@ def test_a_backup_is_made_only_with_its_parity(ground: MendableGround, kind: str
     assert verdict(ground.repository(), first) is None
 
 
+def test_a_disk_that_fills_up_with_the_metadata_leaves_no_record_of_a_backup_that_is_gone(
+    ground: MendableGround,
+) -> None:
+    class Full(MemoryStorage):
+        """Is full from the parity of the metadata on that ends a run."""
+
+        is_full = False
+
+        def create(self, name: str, *, replace: bool = False, hashed: bool = True) -> MemoryUpload:
+            ends = name.endswith(".metadata.json.parity") and any(
+                "manifest" in known for known in ground.objects
+            )
+            self.is_full = self.is_full or ends
+            if self.is_full:
+                raise StorageError("no room")
+            return super().create(name, replace=replace, hashed=hashed)
+
+        def put(self, name: str, data: bytes) -> None:
+            if self.is_full:
+                raise StorageError("no room")
+            super().put(name, data)
+
+    ground.memory = full = Full()
+    repository = ground.repository()
+    with repository.begin(plan_of(TREES)) as run:
+        store_source(run, ("models", "main"), TREES["models", "main"])
+        metadata = run.commit(warnings=0, duration_seconds=0)
+    assert full.is_full
+    assert any("has no parity" in warning for warning in run.warnings)
+    full.is_full, ground.memory = False, full.survivor()
+    assert_holds(ground.repository(), ground.repository().find(metadata.backup_id), TREES)
+    assert all(mending.is_done for mending in ground.repository().mend())
+    assert ground.bare() == []
+
+
 def test_parity_is_made_of_what_was_written(ground: MendableGround) -> None:
     """A disk that gives back something else is found out, and no parity makes that last."""
     storage = ground.storage()

@@ -164,9 +164,16 @@ class DedupRepository(Upkeep):
         )
         try:
             self.save_metadata(metadata)
-        except BaseException:
-            self._storage.delete(name)
-            raise
+        except BaseException as error:
+            # It may be there, and only its parity not.
+            found = self._metadata_of(started.backup_id)
+            if found is None or found.status != metadata.status:
+                self._storage.delete(name)
+                raise
+            run.committed = metadata
+            if not isinstance(error, StorageError):
+                raise
+            run.warnings.append(f"the metadata of {metadata.backup_id} has no parity: {error}")
         # The backup is made. What goes wrong from here on only makes the next one read more.
         run.committed = metadata
         try:

@@ -12,7 +12,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -43,6 +43,8 @@ NEW_STARTS = 2
 TABLES = 1000
 """Tables whose rows are counted, at most; and characters of a name."""
 NAME_LENGTH = 200
+_PATIENCE = 0.05
+"""Seconds from one interrupt to the next."""
 
 _VERSIONS_OFFSET = 18
 """Where the header says how the file is written and read: 1 for a rollback journal, 2 for a write-ahead log:
@@ -110,9 +112,10 @@ class Snapshot:
             raise SourceChanged("a snapshot of a database was cut short while it was read")
 
     def close(self) -> None:
-        if not self._facts.done():
+        # Again and again: an interrupt ends the statement that runs, and not the one that comes next.
+        while not self._facts.done():
             self._reader.interrupt()
-            self._facts.exception()
+            wait([self._facts], timeout=_PATIENCE)
         self._reader.close()
         self._file.close()
 
