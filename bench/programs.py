@@ -144,8 +144,11 @@ class Restic:
         """Reads everything back."""
         return self._run(self._repository, "check", "--read-data")
 
-    def restore(self, target: Path) -> Sample:
-        return self._run(target, "restore", "latest", "--target", str(target))
+    def restore(self, target: Path, *options: str) -> Sample:
+        return self._run(target, "restore", "latest", "--target", str(target), *options)
+
+    def list(self) -> Sample:
+        return self._run(self._repository, "snapshots")
 
 
 class Borg:
