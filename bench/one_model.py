@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Collection
 from pathlib import Path
 
@@ -15,8 +16,9 @@ _LIMIT = 1.5  # times the model's own size
 
 
 def one_model(space: Workspace, peers: Peers, runs: int, names: Collection[str]) -> Result:
-    """`restore --path` beside restic's `--include`. Read is what the whole process has, its own modules included, so
-    what only starts, finds the key and lists backups is measured too, and taken off for the goal."""
+    """`restore --path` beside restic's `--include`.
+
+    Read is what the whole process has, its own modules included; what it takes to list the backups is taken off."""
     service = space.models()
     models = sorted((service / "models").iterdir())
     model = models[len(models) // 2].relative_to(service)
@@ -42,7 +44,7 @@ def one_model(space: Workspace, peers: Peers, runs: int, names: Collection[str])
     title = f"one model of {size_of(service) / len(models) / 1e6:.1f} MB out of {len(models)}"
     restored = Table(title, in_turns(runs, restoring), reading=True)
     started = Table("list the backups", in_turns(runs, starting), reading=True)
-    check = _check(service / model, space.path("restored") / "service" / model)
+    check = _check(service, space.path("restored") / "service", model)
     goals = [_reading_goal(restored, started, (service / model).stat().st_size)]
     goals.append(share_goal(restored, "holdfast", "wall", 1))
     return Result("one-model", [restored, started], goals, [check], MEMORY_LIMIT)
@@ -60,9 +62,9 @@ def _reading_goal(restored: Table, started: Table, size: int) -> Goal:
     return Goal(text, "; ".join(told) or "the system does not tell", mine <= _LIMIT * size if mine else None)
 
 
-def _check(expected: Path, found: Path) -> str:
+def _check(service: Path, target: Path, model: Path) -> str:
     """That it came back, and nothing else. Raises RunFailed."""
-    others = [path for path in found.parent.iterdir() if path != found]
-    if others or found.read_bytes() != expected.read_bytes():
-        raise RunFailed(f"{found.parent} does not hold {expected.name} as it was, and nothing else")
-    return f"holdfast: {expected.name} compared with its source; no other model came with it"
+    found = [path.relative_to(target) for path in target.rglob("*") if not path.is_dir()]
+    if found != [model] or not filecmp.cmp(service / model, target / model, shallow=False):
+        raise RunFailed(f"{target} does not hold {model} as it was, and nothing else")
+    return f"holdfast: {model.name} compared with its source; no other model came with it"

@@ -91,23 +91,19 @@ def size_goal(table: Table, name: str, peer: str, limit: float = 1) -> Goal:
 
 
 def share_goal(table: Table, name: str, figure: Literal["wall", "stored"], limit: float) -> Goal:
-    """`name` takes at most `limit` of the time, or of the bytes, of restic, and of Borg's where those are not fewer
-    than restic's: then restic's count."""
-    verb, of = ("takes", "the time") if figure == "wall" else ("stores", "the bytes")
-    text = f"{table.title}: {name} {verb} at most {limit:g} of {of} of restic and Borg"
+    """`name` takes at most `limit` of the time, or of the bytes, of restic; and of Borg's, except where these are
+    fewer than restic's. So it is restic that decides, where there is one."""
+    what = "takes at most {:g} of the time" if figure == "wall" else "stores at most {:g} of the bytes"
+    text = f"{table.title}: {name} {what.format(limit)} of restic and Borg"
     mine = table.row(name)
     theirs = {row.name: getattr(row, figure) for row in table.rows if row.is_peer}
     if mine is None or not theirs:
         return Goal(text, "both are missing", None)
     shares = {peer: getattr(mine, figure) / value for peer, value in theirs.items()}
-    smaller = "restic" in theirs and theirs.get("borg", math.inf) < theirs["restic"]
-    told = [
-        f"{share:.3f} of {peer}'s"
-        + (", which is smaller than restic's and does not count" * (smaller and peer == "borg"))
-        for peer, share in shares.items()
-    ]
-    counting = [share for peer, share in shares.items() if not (smaller and peer == "borg")]
-    return Goal(text, "; ".join(told), max(counting) <= limit)
+    told = [f"{share:.3f} of {peer}'s" for peer, share in shares.items()]
+    if "restic" in theirs and theirs.get("borg", math.inf) < theirs["restic"]:
+        told[-1] += ", which is smaller than restic's and does not count"
+    return Goal(text, "; ".join(told), shares.get("restic", max(shares.values())) <= limit)
 
 
 def limit_goal(text: str, value: float, limit: float, unit: str) -> Goal:
