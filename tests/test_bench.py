@@ -83,7 +83,7 @@ def test_what_deduplication_promises_is_measured(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     small, model, index = json.loads(figures.read_text())
     first, unchanged, _ = (table["rows"][0]["samples"][0] for table in small["tables"])
-    assert first["stored"] > 10 * unchanged["stored"]
+    assert 0 < unchanged["stored"] < first["stored"]
     assert len(small["goals"]) == 4
     assert "no other model came with it" in model["checks"][0]
     restored, started = (table["rows"][0]["samples"][0] for table in model["tables"])
@@ -104,7 +104,7 @@ def test_weights_that_are_there_are_measured_in_both_types(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     [result] = json.loads(figures.read_text())
     stored = [table["rows"][0]["samples"][0]["stored"] for table in result["tables"]]
-    assert 0.4 < stored[1] / stored[0] < 0.6
+    assert 0.3 < stored[1] / stored[0] < 0.5
     assert all("zstd at level 3 0." in goal["measured"] for goal in result["goals"])
 
 
