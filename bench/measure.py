@@ -67,7 +67,6 @@ def run(*pipeline: Sequence[str], cwd: Path, env: Mapping[str, str], sink: Path 
                 if upstream is not None:
                     upstream.close()
             for process in processes:
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
                 more = _bytes_read(process.pid)
                 read = None if read is None or more is None else read + more
                 _, status, usage = os.wait4(process.pid, 0)
@@ -102,7 +101,12 @@ def _busy_seconds() -> float | None:
 
 
 def _bytes_read(pid: int) -> int | None:
-    """What a process that has ended, and that nobody has waited for, has read, with its children; proc_pid_io(5)."""
+    """What a process has read when it ends, with its children; proc_pid_io(5). It is left to be waited for.
+
+    None where that is not told."""
+    if sys.platform != "linux":
+        return None
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     try:
         facts = Path(f"/proc/{pid}/io").read_text()
     except OSError:
