@@ -1,4 +1,4 @@
-"""Seeded data sets for the benchmark: `python -m bench.data service|day|small|big DIRECTORY`.
+"""Seeded data sets for the benchmark: `python -m bench.data service|day|small|models|big DIRECTORY`.
 
 The same seed and the same numpy give the same bytes, except for what SQLite arranges in its file by itself.
 Files are created, never replaced: a directory that holds them already is a FileExistsError.
@@ -98,6 +98,13 @@ def make_small(directory: Path, *, count: int = 100_000, seed: int = 1) -> None:
                 file.write(text[start:end])
 
 
+def make_models(directory: Path, *, count: int = 40, seed: int = 1) -> None:
+    """`count` models of 8 MB of fp32 weights."""
+    for number in range(count):
+        shapes: Shapes = {f"layers.{layer}.weight": (512, 512) for layer in range(8)}
+        _create(directory / f"model-{number:02d}.safetensors", _weights("F32", shapes, seed * 1000 + number))
+
+
 def make_big(directory: Path, *, gigabytes: float, seed: int = 1) -> None:
     """One file of `gigabytes` (10**9 bytes each): weights, log lines, table rows and random bytes in turn."""
     _create(directory / "big.bin", _mixed_blocks(int(gigabytes * 1e9), seed))
@@ -155,7 +162,7 @@ def _weight_blocks(dtype: Dtype, rng: np.random.Generator, count: int) -> Iterat
     for start in range(0, count, _BLOCK):
         block = rng.standard_normal(min(_BLOCK, count - start), dtype=np.float32)
         block *= _WEIGHT_DEVIATION
-        yield (_to_bf16(block) if dtype == "BF16" else block).tobytes()
+        yield (to_bf16(block) if dtype == "BF16" else block).tobytes()
 
 
 def _header(dtype: Dtype, shapes: Shapes) -> bytes:
@@ -181,10 +188,10 @@ def _fine_tuned(base: Path, seed: list[int]) -> Iterator[bytes]:
             weights = _from_bf16(np.frombuffer(block, np.uint16))
             change = rng.standard_normal(len(weights), dtype=np.float32)
             change *= _TUNING * _WEIGHT_DEVIATION
-            yield _to_bf16(weights + change).tobytes()
+            yield to_bf16(weights + change).tobytes()
 
 
-def _to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+def to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The upper half of the bits, rounded to the nearest, ties to even."""
     bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
@@ -307,7 +314,13 @@ def _mixed_blocks(size: int, seed: int) -> Iterator[bytes]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes the benchmark's data sets.")
     commands = parser.add_subparsers(dest="command", required=True)
-    makers = {"service": make_service, "day": apply_day, "small": make_small, "big": make_big}
+    makers = {
+        "service": make_service,
+        "day": apply_day,
+        "small": make_small,
+        "models": make_models,
+        "big": make_big,
+    }
     for name, make in makers.items():
         command = commands.add_parser(name, help=(make.__doc__ or "").partition("\n")[0])
         command.add_argument("directory", type=Path)
@@ -317,6 +330,8 @@ def main() -> None:
             command.add_argument("--scale", type=float, default=1.0, help="1 makes 1136 MB")
         elif name == "small":
             command.add_argument("--count", type=int, default=100_000)
+        elif name == "models":
+            command.add_argument("--count", type=int, default=40)
         elif name == "big":
             command.add_argument("--gigabytes", type=float, required=True)
     arguments = vars(parser.parse_args())

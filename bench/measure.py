@@ -33,6 +33,8 @@ class Sample:
     """Processor cores that were busy meanwhile with somebody else's work; None where it cannot be told."""
     stored: int | None = None
     """Bytes it has written that count as the backup."""
+    read: int | None = None
+    """Bytes that all processes have read(2), whatever it was; None where the system does not tell."""
 
     def storing(self, size: int) -> Sample:
         return replace(self, stored=size)
@@ -45,6 +47,7 @@ def run(*pipeline: Sequence[str], cwd: Path, env: Mapping[str, str], sink: Path 
     """
     processes: list[subprocess.Popen[bytes]] = []
     cpu, rss = 0.0, 0
+    read: int | None = 0
     with tempfile.TemporaryFile() as complaints, open(sink or os.devnull, "wb") as out:
         os.sync()  # What others have left to write is not this program's work.
         busy, start = _busy_seconds(), time.perf_counter()
@@ -64,6 +67,8 @@ def run(*pipeline: Sequence[str], cwd: Path, env: Mapping[str, str], sink: Path 
                 if upstream is not None:
                     upstream.close()
             for process in processes:
+                more = _bytes_read(process.pid)
+                read = None if read is None or more is None else read + more
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
                 cpu += usage.ru_utime + usage.ru_stime
@@ -82,7 +87,7 @@ def run(*pipeline: Sequence[str], cwd: Path, env: Mapping[str, str], sink: Path 
         if process.returncode:
             raise RunFailed(f"{' '.join(argv)} exited with {process.returncode}:\n{told}")
     others = None if busy is None or all_busy is None else max(0.0, (all_busy - busy - cpu) / wall)
-    return Sample(wall, cpu, rss, others)
+    return Sample(wall, cpu, rss, others, read=read)
 
 
 def _busy_seconds() -> float | None:
@@ -93,6 +98,20 @@ def _busy_seconds() -> float | None:
     except FileNotFoundError:
         return None
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _bytes_read(pid: int) -> int | None:
+    """What a process has read when it ends, with its children; proc_pid_io(5). It is left to be waited for.
+
+    None where that is not told."""
+    if sys.platform != "linux":
+        return None
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    try:
+        facts = Path(f"/proc/{pid}/io").read_text()
+    except OSError:
+        return None
+    return int(dict(line.split(": ") for line in facts.splitlines())["rchar"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +157,11 @@ class Row:
     @property
     def stored(self) -> int | None:
         known = [sample.stored for sample in self.samples if sample.stored is not None]
+        return int(statistics.median(known)) if known else None
+
+    @property
+    def read(self) -> int | None:
+        known = [sample.read for sample in self.samples if sample.read is not None]
         return int(statistics.median(known)) if known else None
 
 

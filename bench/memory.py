@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+from bench.dedup import FORMAT, MEMORY_LIMIT, SETTLE
 from bench.measure import Contender, Row, in_turns
 from bench.programs import Holdfast, Peers
 from bench.report import Goal, Result, Table
 from bench.workspace import Workspace, make_data
 
-LIMIT = 250_000_000
-"""Bytes that no command may hold, a passphrase's derivation apart."""
-
-_SETTLE = 3  # seconds: what was modified just before a backup is read again by the next one
 _SAME = (
     16_000_000  # bytes: what the allocator keeps of the blocks that were in flight differs from run to run
 )
@@ -25,21 +22,36 @@ _SAME = (
 
 def memory(space: Workspace, peers: Peers, runs: int, names: Collection[str]) -> Result:
     """A file of 1 GB and one of 10 GB; 1,000 files and 1,000,000 files."""
+    pairs = _pairs(space, {})
+    goals = [goal for pair in pairs for goal in _same(*pair)]
+    return Result("memory", [table for pair in pairs for table in pair], goals)
+
+
+def dedup_memory(space: Workspace, peers: Peers, runs: int, names: Collection[str]) -> Result:
+    """The same in the deduplicating format, which takes some bytes for each chunk."""
+    tables = [table for pair in _pairs(space, FORMAT) for table in pair]
+    return Result("dedup-memory", tables, (), (), MEMORY_LIMIT)
+
+
+def _pairs(space: Workspace, environ: Mapping[str, str]) -> list[tuple[Table, Table]]:
     sizes = [max(1e-3, size * space.scale) for size in (1, 10)]
     counts = [max(10, round(count * space.scale)) for count in (1_000, 1_000_000)]
-    big = [_measure(space, f"a file of {size:g} GB", partial(_big, size), _grow) for size in sizes]
-    many = [_measure(space, f"{count:,} files", partial(_many, count), _leave) for count in counts]
-    goals = [goal for pair in (big, many) for goal in _same(*pair)]
-    return Result("memory", [*big, *many], goals)
+    big = [_measure(space, environ, f"a file of {size:g} GB", partial(_big, size), _grow) for size in sizes]
+    many = [_measure(space, environ, f"{count:,} files", partial(_many, count), _leave) for count in counts]
+    return [(big[0], big[1]), (many[0], many[1])]
 
 
 def _measure(
-    space: Workspace, what: str, make: Callable[[Path], None], change: Callable[[Path], None]
+    space: Workspace,
+    environ: Mapping[str, str],
+    what: str,
+    make: Callable[[Path], None],
+    change: Callable[[Path], None],
 ) -> Table:
     service = space.fresh("service")
     make(service / "models")
-    time.sleep(_SETTLE)
-    holdfast = Holdfast(service, space.fresh("holdfast"), encrypt=True)
+    time.sleep(SETTLE)
+    holdfast = Holdfast(service, space.fresh("holdfast"), encrypt=True, environ=environ)
     target = space.path("restored")
 
     def one(name: str, *arguments: str) -> Row:

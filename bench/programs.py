@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bench.measure import Sample, run
-from bench.workspace import size_of
+from bench.workspace import size_of, warm
 
 EVERYTHING = [f"--component={name}" for name in ("database", "models", "config", "logs")]
 _NAMES = ("tar", "pigz", "gzip", "restic", "borg")
@@ -144,8 +144,11 @@ class Restic:
         """Reads everything back."""
         return self._run(self._repository, "check", "--read-data")
 
-    def restore(self, target: Path) -> Sample:
-        return self._run(target, "restore", "latest", "--target", str(target))
+    def restore(self, target: Path, *options: str) -> Sample:
+        return self._run(target, "restore", "latest", "--target", str(target), *options)
+
+    def list(self) -> Sample:
+        return self._run(self._repository, "snapshots")
 
 
 class Borg:
@@ -168,9 +171,12 @@ class Borg:
     def backup(self, source: Path) -> Sample:
         self._number += 1
         name = f"::{self._number}"
-        return _adding(
+        sample = _adding(
             self._repository, lambda: self._run(source, "create", "--compression=zstd,3", name, ".")
         )
+        # Borg drops what it has read from the page cache, where whoever comes next is to find it.
+        warm(source)
+        return sample
 
     def check(self) -> Sample:
         """Reads everything back."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from bench.measure import Row
 
@@ -15,18 +16,22 @@ class Table:
 
     title: str
     rows: Sequence[Row]
+    reading: bool = False
+    """Whether what was read is told as well."""
 
     def row(self, name: str) -> Row | None:
         return next((row for row in self.rows if row.name == name), None)
 
     def lines(self) -> Iterator[str]:
         peers = [row for row in self.rows if row.is_peer]
-        head = ["", "wall", "best", "CPU", "memory", "stored", "others"]
+        head = ["", "wall", "best", "CPU", "memory", "stored"]
+        head += ["read"] if self.reading else []
+        head += ["others"]
         head += [f"against {peer.name}" for peer in peers]
         cells = [head]
         for row in self.rows:
             others = f"{row.others:.1f}" if row.others is not None else ""
-            stored = f"{row.stored / 1e6:,.2f} MB" if row.stored is not None else ""
+            sizes = [row.stored, row.read] if self.reading else [row.stored]
             cells.append(
                 [
                     row.name,
@@ -35,7 +40,8 @@ class Table:
                     f"{row.cpu:.2f} s",
                     f"{row.rss / 1e6:.0f} MB",
                 ]
-                + [stored, others]
+                + [f"{size / 1e6:,.2f} MB" if size is not None else "" for size in sizes]
+                + [others]
                 + ["" if row.is_peer else _ratio(row, peer) for peer in peers]
             )
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -84,6 +90,22 @@ def size_goal(table: Table, name: str, peer: str, limit: float = 1) -> Goal:
     return Goal(text, f"{ratio:.3f} of it", ratio <= limit)
 
 
+def share_goal(table: Table, name: str, figure: Literal["wall", "stored"], limit: float) -> Goal:
+    """`name` takes at most `limit` of the time, or of the bytes, of restic; and of Borg's, except where these are
+    fewer than restic's. So it is restic that decides, where there is one."""
+    what = "takes at most {:g} of the time" if figure == "wall" else "stores at most {:g} of the bytes"
+    text = f"{table.title}: {name} {what.format(limit)} of restic and Borg"
+    mine = table.row(name)
+    theirs = {row.name: getattr(row, figure) for row in table.rows if row.is_peer}
+    if mine is None or not theirs:
+        return Goal(text, "both are missing", None)
+    shares = {peer: getattr(mine, figure) / value for peer, value in theirs.items()}
+    told = [f"{share:.3f} of {peer}'s" for peer, share in shares.items()]
+    if "restic" in theirs and theirs.get("borg", math.inf) < theirs["restic"]:
+        told[-1] += ", which is smaller than restic's and does not count"
+    return Goal(text, "; ".join(told), shares.get("restic", max(shares.values())) <= limit)
+
+
 def limit_goal(text: str, value: float, limit: float, unit: str) -> Goal:
     """A figure stays below a limit."""
     return Goal(f"{text} under {limit:g} {unit}", f"{value:.3g} {unit}", value < limit)
@@ -98,6 +120,8 @@ class Result:
     goals: Sequence[Goal]
     checks: Sequence[str] = field(default=())
     """What was proved right, once."""
+    memory_limit: int = 250_000_000
+    """Bytes that no command in it may hold."""
 
     def print(self) -> None:
         print(f"\n{self.title}")

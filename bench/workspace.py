@@ -57,6 +57,11 @@ class Workspace:
         count = max(200, round(100_000 * self.scale))
         return self._made(f"small-{count}", "small", "--count", str(count), inside="models")
 
+    def models(self) -> Path:
+        """A service of 40 models of 8 MB each, times the scale, two at least."""
+        count = max(2, round(40 * self.scale))
+        return self._made(f"models-{count}", "models", "--count", str(count), inside="models")
+
     def copy(self, source: Path, name: str) -> Path:
         """A copy of a data set that may be changed."""
         path = self.fresh(name)
