@@ -44,6 +44,22 @@ CHUNKS_DIGEST = "chunks_blake3"
 _PATH = re.compile(r"(?:files|absolute|database)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PACK = re.compile(r"[0-9a-f]{32}-[0-9]{1,10}")
+# Lines as `entry_line` and `chunks_line` write them for most files, with numbers that are surely within their limits:
+# json.loads takes five times as long. Any other line, also one that means the same, is left to it.
+_NUMBER = rb"(0|[1-9][0-9]{0,17})"
+_OWNER = rb"(0|[1-9][0-9]{0,8})"
+_TIME = rb"(-?(?:0|[1-9][0-9]{0,17}|[1-8][0-9]{18}))"
+_PLAIN_FILE = re.compile(
+    rb'\{"path":"([ !#-\[\]-~]+)","kind":"file","size":%b,"mode":"([0-7]{4})","uid":%b,"gid":%b,'
+    rb'"mtime_ns":%b,"ctime_ns":%b,"inode":%b,"(?:%b|(?P<chunks>%b))":"([0-9a-f]{64})"'
+    rb'(?:,"offset":%b)?(,"racy":true)?(?:,"parts":%b|,"pack":(?P<pack>0|[1-9][0-9]{0,17}))?\}\n'
+    % (
+        *(_NUMBER, _OWNER, _OWNER),
+        *(_TIME, _TIME, _NUMBER),
+        *(CONTENT_DIGEST.encode(), CHUNKS_DIGEST.encode(), _NUMBER, _NUMBER),
+    )
+)
+_ONE_CHUNK = re.compile(rb'\{"chunks":\[\[%b,"([0-9a-f]{64})",%b\]\]\}\n' % (_NUMBER, _NUMBER))
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SIZE_LIMIT = 1 << 60
 _OWNER_LIMIT = (1 << 32) - 1
@@ -149,6 +165,8 @@ class Row(NamedTuple):
     parts: int
     """How many part lines follow."""
     line: bytes
+    pack: int | None = None
+    """In the deduplicating format, where the content is one chunk: the place of its pack in the manifest's list."""
 
 
 class Part(NamedTuple):
@@ -172,7 +190,12 @@ def source_line(key: SourceKey, *, whole: bool) -> bytes:
 
 
 def entry_line(
-    entry: Entry, offset: int | None = None, parts: int = 0, *, digest: str = CONTENT_DIGEST
+    entry: Entry,
+    offset: int | None = None,
+    parts: int = 0,
+    *,
+    digest: str = CONTENT_DIGEST,
+    pack: int | None = None,
 ) -> bytes:
     # Formatted by hand: json.dumps takes four times as long, and there is a line for every small file.
     text = (
@@ -197,6 +220,8 @@ def entry_line(
         text += ',"racy":true'
     if parts:
         text += f',"parts":{parts}'
+    if pack is not None:
+        text += f',"pack":{pack}'
     return (text + "}\n").encode()
 
 
@@ -337,6 +362,8 @@ def parse_blocks(line: bytes) -> list[tuple[int, int]] | None:
 
 def parse_entry(line: bytes) -> Row:
     """Raises CorruptBackup, or HostileBackup for a path that could lead outside a target."""
+    if (plain := _PLAIN_FILE.fullmatch(line)) and (plain["pack"] is None or plain["chunks"]):
+        return _plain_row(line, *plain.groups())
     data = _parse(line)
     try:
         kind = data["kind"]
@@ -355,6 +382,9 @@ def parse_entry(line: bytes) -> Row:
             raise CorruptBackup(f"{path}: its link target is not well-formed")
         xattrs = data.get("xattrs")
         offset = data.get("offset")
+        parts, pack = _count(data.get("parts", 0)), data.get("pack")
+        if pack is not None and (parts or kind != "file" or data.get(CHUNKS_DIGEST) != digest):
+            raise CorruptBackup(f"{path}: its chunks are not well-formed")
         entry = Entry(
             path,
             kind,
@@ -372,9 +402,59 @@ def parse_entry(line: bytes) -> Row:
             str(data.get("token", "")),
             data.get("racy") is True,
         )
-        return Row(entry, None if offset is None else _count(offset), _count(data.get("parts", 0)), line)
+        return Row(
+            entry,
+            None if offset is None else _count(offset),
+            parts,
+            line,
+            None if pack is None else _count(pack),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptBackup(f"the manifest has a line that is not well-formed: {error!r}") from error
+
+
+def _plain_row(
+    line: bytes,
+    path: bytes,
+    size: bytes,
+    mode: bytes,
+    uid: bytes,
+    gid: bytes,
+    mtime_ns: bytes,
+    ctime_ns: bytes,
+    inode: bytes,
+    _: bytes | None,
+    digest: bytes,
+    offset: bytes | None,
+    racy: bytes | None,
+    parts: bytes | None,
+    pack: bytes | None,
+) -> Row:
+    """The row of a line that `_PLAIN_FILE` matches: these are its groups. Raises HostileBackup."""
+    entry = Entry(
+        _path(path.decode()),
+        "file",
+        int(size),
+        int(mode, 8),
+        int(uid),
+        int(gid),
+        int(mtime_ns),
+        int(ctime_ns),
+        int(inode),
+        digest.decode(),
+        "",
+        None,
+        False,
+        "",
+        racy is not None,
+    )
+    return Row(
+        entry,
+        None if offset is None else int(offset),
+        int(parts or 0),
+        line,
+        None if pack is None else int(pack),
+    )
 
 
 def parse_part(line: bytes) -> Part:
@@ -390,6 +470,9 @@ def parse_part(line: bytes) -> Part:
 
 def parse_chunks(line: bytes) -> list[ChunkRef]:
     """Raises CorruptBackup."""
+    if one := _ONE_CHUNK.fullmatch(line):
+        length, chunk, pack = one.groups()
+        return [ChunkRef(int(length), chunk.decode(), int(pack))]
     try:
         return [
             ChunkRef(_count(length), _digest(chunk), _count(pack))
@@ -432,8 +515,9 @@ class Lines:
 class Rows:
     """The entries of one source, in order, as a cursor: `row` is the one it stands on, None at the end.
 
-    `parts` gives the lines of the row's parts; whoever does not ask for them passes over them. An entry out of
-    order, repeated, or beneath something that is not a directory is refused.
+    `parts` gives the lines of the row's parts; whoever does not ask for them passes over them. The one chunk that a
+    row names itself (`Row.pack`) comes as if it had a line. An entry out of order, repeated, or beneath something
+    that is not a directory is refused.
     """
 
     def __init__(self, lines: Lines) -> None:
@@ -441,6 +525,7 @@ class Rows:
         self.row: Row | None = None
         self._lines = lines
         self._unread = 0
+        self._is_told = False
         self._key = ""
         self._leaf = "\0"
         self.advance()
@@ -464,10 +549,14 @@ class Rows:
             self._leaf = key + "\0"
         self._key = key
         self._unread = row.parts
+        self._is_told = False
         self.row = row
         self._lines.advance()
 
     def parts(self) -> Iterator[bytes]:
+        if self.row is not None and self.row.pack is not None and not self._is_told:
+            self._is_told = True
+            yield chunks_line([ChunkRef(self.row.entry.size, self.row.entry.digest, self.row.pack)])
         while self._unread:
             self._unread -= 1
             line = self._lines.line

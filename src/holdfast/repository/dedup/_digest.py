@@ -25,7 +25,7 @@ class ContentDigest:
         """Bytes of the chunks so far."""
         self._count = 0
         self._first = ""
-        self._hash = blake3()
+        self._hash: blake3 | None = None
 
     def add(self, chunk: ChunkRef) -> None:
         self.size += chunk.length
@@ -33,9 +33,11 @@ class ContentDigest:
         if self._count == 1:
             self._first = chunk.id
             return
-        if self._count == 2:
-            self._hash.update(bytes.fromhex(self._first))
+        if self._hash is None:
+            self._hash = blake3(bytes.fromhex(self._first))
         self._hash.update(bytes.fromhex(chunk.id))
 
     def hexdigest(self) -> str:
-        return self._first if self._count == 1 else self._hash.hexdigest()
+        if self._count == 1:
+            return self._first
+        return (self._hash or blake3()).hexdigest()
