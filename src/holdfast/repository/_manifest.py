@@ -46,20 +46,19 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PACK = re.compile(r"[0-9a-f]{32}-[0-9]{1,10}")
 # Lines as `entry_line` and `chunks_line` write them for most files, with numbers that are surely within their limits:
 # json.loads takes five times as long. Any other line, also one that means the same, is left to it.
-_NUMBER = rb"(0|[1-9][0-9]{0,17})"
-_OWNER = rb"(0|[1-9][0-9]{0,8})"
-_TIME = rb"(-?(?:0|[1-9][0-9]{0,17}|[1-8][0-9]{18}))"
+_NUMBER = "(0|[1-9][0-9]{0,17})"
+_OWNER = "(0|[1-9][0-9]{0,8})"
+_TIME = "(-?(?:0|[1-9][0-9]{0,17}|[1-8][0-9]{18}))"
 _PLAIN_FILE = re.compile(
-    rb'\{"path":"([ !#-\[\]-~]+)","kind":"file","size":%b,"mode":"([0-7]{4})","uid":%b,"gid":%b,'
-    rb'"mtime_ns":%b,"ctime_ns":%b,"inode":%b,"(?:%b|(?P<chunks>%b))":"([0-9a-f]{64})"'
-    rb'(?:,"offset":%b)?(,"racy":true)?(?:,"parts":%b|,"pack":(?P<pack>0|[1-9][0-9]{0,17}))?\}\n'
-    % (
-        *(_NUMBER, _OWNER, _OWNER),
-        *(_TIME, _TIME, _NUMBER),
-        *(CONTENT_DIGEST.encode(), CHUNKS_DIGEST.encode(), _NUMBER, _NUMBER),
-    )
+    r'\{"path":"((?:files|absolute|database)(?:/(?!\.\.?[/"])[ !#-.0-\[\]-~]+)+)","kind":"file",'
+    rf'"size":{_NUMBER},"mode":"([0-7]{{4}})","uid":{_OWNER},"gid":{_OWNER},'
+    rf'"mtime_ns":{_TIME},"ctime_ns":{_TIME},"inode":{_NUMBER},'
+    rf'"(?:{CONTENT_DIGEST}|({CHUNKS_DIGEST}))":"([0-9a-f]{{64}})"'
+    rf'(?:,"offset":{_NUMBER})?(,"racy":true)?(?:,"parts":{_NUMBER}|,"pack":{_NUMBER})?\}}\n'
 )
-_ONE_CHUNK = re.compile(rb'\{"chunks":\[\[%b,"([0-9a-f]{64})",%b\]\]\}\n' % (_NUMBER, _NUMBER))
+_PLAIN_LIMIT = 65536
+"""Bytes of such a line."""
+_ONE_CHUNK = re.compile(rf'\{{"chunks":\[\[{_NUMBER},"([0-9a-f]{{64}})",{_NUMBER}\]\]\}}\n')
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SIZE_LIMIT = 1 << 60
 _OWNER_LIMIT = (1 << 32) - 1
@@ -362,8 +361,29 @@ def parse_blocks(line: bytes) -> list[tuple[int, int]] | None:
 
 def parse_entry(line: bytes) -> Row:
     """Raises CorruptBackup, or HostileBackup for a path that could lead outside a target."""
-    if (plain := _PLAIN_FILE.fullmatch(line)) and (plain["pack"] is None or plain["chunks"]):
-        return _plain_row(line, *plain.groups())
+    if len(line) < _PLAIN_LIMIT and (plain := _PLAIN_FILE.fullmatch(line.decode("latin-1"))):
+        path, size, mode, uid, gid, mtime_ns, ctime_ns, inode, chunks, digest, *rest = plain.groups()
+        if rest[3] is None or chunks:
+            offset, racy, parts, pack = rest
+            return Row(
+                Entry(
+                    path,
+                    "file",
+                    int(size),
+                    int(mode, 8),
+                    int(uid),
+                    int(gid),
+                    int(mtime_ns),
+                    int(ctime_ns),
+                    int(inode),
+                    digest,
+                    racy=racy is not None,
+                ),
+                None if offset is None else int(offset),
+                0 if parts is None else int(parts),
+                line,
+                None if pack is None else int(pack),
+            )
     data = _parse(line)
     try:
         kind = data["kind"]
@@ -413,50 +433,6 @@ def parse_entry(line: bytes) -> Row:
         raise CorruptBackup(f"the manifest has a line that is not well-formed: {error!r}") from error
 
 
-def _plain_row(
-    line: bytes,
-    path: bytes,
-    size: bytes,
-    mode: bytes,
-    uid: bytes,
-    gid: bytes,
-    mtime_ns: bytes,
-    ctime_ns: bytes,
-    inode: bytes,
-    _: bytes | None,
-    digest: bytes,
-    offset: bytes | None,
-    racy: bytes | None,
-    parts: bytes | None,
-    pack: bytes | None,
-) -> Row:
-    """The row of a line that `_PLAIN_FILE` matches: these are its groups. Raises HostileBackup."""
-    entry = Entry(
-        _path(path.decode()),
-        "file",
-        int(size),
-        int(mode, 8),
-        int(uid),
-        int(gid),
-        int(mtime_ns),
-        int(ctime_ns),
-        int(inode),
-        digest.decode(),
-        "",
-        None,
-        False,
-        "",
-        racy is not None,
-    )
-    return Row(
-        entry,
-        None if offset is None else int(offset),
-        int(parts or 0),
-        line,
-        None if pack is None else int(pack),
-    )
-
-
 def parse_part(line: bytes) -> Part:
     try:
         data = _parse(line)
@@ -470,9 +446,8 @@ def parse_part(line: bytes) -> Part:
 
 def parse_chunks(line: bytes) -> list[ChunkRef]:
     """Raises CorruptBackup."""
-    if one := _ONE_CHUNK.fullmatch(line):
-        length, chunk, pack = one.groups()
-        return [ChunkRef(int(length), chunk.decode(), int(pack))]
+    if one := _ONE_CHUNK.fullmatch(line.decode("latin-1")):
+        return [ChunkRef(int(one[1]), one[2], int(one[3]))]
     try:
         return [
             ChunkRef(_count(length), _digest(chunk), _count(pack))
@@ -526,7 +501,8 @@ class Rows:
         self._lines = lines
         self._unread = 0
         self._is_told = False
-        self._key = ""
+        self.key = ""
+        """The `order_key` of the row."""
         self._leaf = "\0"
         self.advance()
 
@@ -541,13 +517,13 @@ class Rows:
         row = parse_entry(line)
         kind = row.entry.kind
         key = order_key(row.entry.path)
-        if key <= self._key:
+        if key <= self.key:
             raise HostileBackup(f"{row.entry.path!r} is repeated, or out of order, in the manifest")
         if key.startswith(self._leaf) and kind != "deleted":
             raise HostileBackup(f"{row.entry.path!r} lies beneath something that is not a directory")
         if kind != "directory" and kind != "deleted":
             self._leaf = key + "\0"
-        self._key = key
+        self.key = key
         self._unread = row.parts
         self._is_told = False
         self.row = row

@@ -72,9 +72,8 @@ class DedupRun:
             return None
         wanted = order_key(path)
         while rows.row is not None:
-            key = order_key(rows.row.entry.path)
-            if key >= wanted:
-                return rows.row if key == wanted else None
+            if rows.key >= wanted:
+                return rows.row if rows.key == wanted else None
             rows.advance()
         return None
 
