@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from conformance.trees import file, models, noise, store
 from forks import scratch
@@ -121,3 +124,13 @@ def test_what_is_said_to_be_one_chunk_is_cut_as_one(magic: bytes, size: int, see
         assert chunks == [data]
     elif not any(magic and data.startswith(magic[:4]) for magic in MAGICS):
         assert not data or size > 16_384
+
+
+def test_a_small_model_is_cut_at_its_tensors() -> None:
+    tensors = {name: np.full(500, number, np.float32) for number, name in enumerate("abc")}
+    npy, zipped = io.BytesIO(), io.BytesIO()
+    np.save(npy, tensors["b"])
+    np.savez(zipped, **tensors)
+    for data in (save(tensors), npy.getvalue(), zipped.getvalue()):
+        assert not is_one_chunk(data)
+        assert len(list(cut(iter((data,)), KEY))) > 1
