@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from holdfast.repository._manifest import (
 from holdfast.state import LocalState
 
 _KEEP = 8
+_PIECE = 256 << 10
 _INFLATE_ERROR = cast("type[Exception]", isal_zlib.error)
 
 
@@ -98,7 +100,8 @@ class ParentList:
 
     def __init__(self, path: Path) -> None:
         """Raises FileNotFoundError when there is no such list, CorruptBackup when it cannot be read."""
-        self._file: IO[bytes] = igzip.open(path, "rb")
+        # Its own `readline` is written in Python.
+        self._file: IO[bytes] = io.BufferedReader(cast("io.RawIOBase", igzip.open(path, "rb")), _PIECE)
         try:
             self._lines = Lines(self._file)
             self.manifest_digest = str(json.loads(self._lines.line)["manifest"])

@@ -44,6 +44,21 @@ CHUNKS_DIGEST = "chunks_blake3"
 _PATH = re.compile(r"(?:files|absolute|database)(?:/(?!\.\.?(?:/|\Z))[^/\0]+)+")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PACK = re.compile(r"[0-9a-f]{32}-[0-9]{1,10}")
+# Lines as `entry_line` and `chunks_line` write them for most files, with numbers that are surely within their limits:
+# json.loads takes five times as long. Any other line, also one that means the same, is left to it.
+_NUMBER = "(0|[1-9][0-9]{0,17})"
+_OWNER = "(0|[1-9][0-9]{0,8})"
+_TIME = "(-?(?:0|[1-9][0-9]{0,17}|[1-8][0-9]{18}))"
+_PLAIN_FILE = re.compile(
+    r'\{"path":"((?:files|absolute|database)(?:/(?!\.\.?[/"])[ !#-.0-\[\]-~]+)+)","kind":"file",'
+    rf'"size":{_NUMBER},"mode":"([0-7]{{4}})","uid":{_OWNER},"gid":{_OWNER},'
+    rf'"mtime_ns":{_TIME},"ctime_ns":{_TIME},"inode":{_NUMBER},'
+    rf'"(?:{CONTENT_DIGEST}|({CHUNKS_DIGEST}))":"([0-9a-f]{{64}})"'
+    rf'(?:,"offset":{_NUMBER})?(,"racy":true)?(?:,"parts":{_NUMBER}|,"pack":{_NUMBER})?\}}\n'
+)
+_PLAIN_LIMIT = 65536
+"""Bytes of such a line."""
+_ONE_CHUNK = re.compile(rf'\{{"chunks":\[\[{_NUMBER},"([0-9a-f]{{64}})",{_NUMBER}\]\]\}}\n')
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SIZE_LIMIT = 1 << 60
 _OWNER_LIMIT = (1 << 32) - 1
@@ -149,6 +164,8 @@ class Row(NamedTuple):
     parts: int
     """How many part lines follow."""
     line: bytes
+    pack: int | None = None
+    """In the deduplicating format, where the content is one chunk: the place of its pack in the manifest's list."""
 
 
 class Part(NamedTuple):
@@ -172,7 +189,12 @@ def source_line(key: SourceKey, *, whole: bool) -> bytes:
 
 
 def entry_line(
-    entry: Entry, offset: int | None = None, parts: int = 0, *, digest: str = CONTENT_DIGEST
+    entry: Entry,
+    offset: int | None = None,
+    parts: int = 0,
+    *,
+    digest: str = CONTENT_DIGEST,
+    pack: int | None = None,
 ) -> bytes:
     # Formatted by hand: json.dumps takes four times as long, and there is a line for every small file.
     text = (
@@ -197,6 +219,8 @@ def entry_line(
         text += ',"racy":true'
     if parts:
         text += f',"parts":{parts}'
+    if pack is not None:
+        text += f',"pack":{pack}'
     return (text + "}\n").encode()
 
 
@@ -337,6 +361,29 @@ def parse_blocks(line: bytes) -> list[tuple[int, int]] | None:
 
 def parse_entry(line: bytes) -> Row:
     """Raises CorruptBackup, or HostileBackup for a path that could lead outside a target."""
+    if len(line) < _PLAIN_LIMIT and (plain := _PLAIN_FILE.fullmatch(line.decode("latin-1"))):
+        path, size, mode, uid, gid, mtime_ns, ctime_ns, inode, chunks, digest, *rest = plain.groups()
+        if rest[3] is None or chunks:
+            offset, racy, parts, pack = rest
+            return Row(
+                Entry(
+                    path,
+                    "file",
+                    int(size),
+                    int(mode, 8),
+                    int(uid),
+                    int(gid),
+                    int(mtime_ns),
+                    int(ctime_ns),
+                    int(inode),
+                    digest,
+                    racy=racy is not None,
+                ),
+                None if offset is None else int(offset),
+                0 if parts is None else int(parts),
+                line,
+                None if pack is None else int(pack),
+            )
     data = _parse(line)
     try:
         kind = data["kind"]
@@ -355,6 +402,9 @@ def parse_entry(line: bytes) -> Row:
             raise CorruptBackup(f"{path}: its link target is not well-formed")
         xattrs = data.get("xattrs")
         offset = data.get("offset")
+        parts, pack = _count(data.get("parts", 0)), data.get("pack")
+        if pack is not None and (parts or kind != "file" or data.get(CHUNKS_DIGEST) != digest):
+            raise CorruptBackup(f"{path}: its chunks are not well-formed")
         entry = Entry(
             path,
             kind,
@@ -372,7 +422,13 @@ def parse_entry(line: bytes) -> Row:
             str(data.get("token", "")),
             data.get("racy") is True,
         )
-        return Row(entry, None if offset is None else _count(offset), _count(data.get("parts", 0)), line)
+        return Row(
+            entry,
+            None if offset is None else _count(offset),
+            parts,
+            line,
+            None if pack is None else _count(pack),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptBackup(f"the manifest has a line that is not well-formed: {error!r}") from error
 
@@ -390,6 +446,8 @@ def parse_part(line: bytes) -> Part:
 
 def parse_chunks(line: bytes) -> list[ChunkRef]:
     """Raises CorruptBackup."""
+    if one := _ONE_CHUNK.fullmatch(line.decode("latin-1")):
+        return [ChunkRef(int(one[1]), one[2], int(one[3]))]
     try:
         return [
             ChunkRef(_count(length), _digest(chunk), _count(pack))
@@ -432,8 +490,9 @@ class Lines:
 class Rows:
     """The entries of one source, in order, as a cursor: `row` is the one it stands on, None at the end.
 
-    `parts` gives the lines of the row's parts; whoever does not ask for them passes over them. An entry out of
-    order, repeated, or beneath something that is not a directory is refused.
+    `parts` gives the lines of the row's parts; whoever does not ask for them passes over them. The one chunk that a
+    row names itself (`Row.pack`) comes as if it had a line. An entry out of order, repeated, or beneath something
+    that is not a directory is refused.
     """
 
     def __init__(self, lines: Lines) -> None:
@@ -441,7 +500,9 @@ class Rows:
         self.row: Row | None = None
         self._lines = lines
         self._unread = 0
-        self._key = ""
+        self._is_told = False
+        self.key = ""
+        """The `order_key` of the row."""
         self._leaf = "\0"
         self.advance()
 
@@ -456,18 +517,22 @@ class Rows:
         row = parse_entry(line)
         kind = row.entry.kind
         key = order_key(row.entry.path)
-        if key <= self._key:
+        if key <= self.key:
             raise HostileBackup(f"{row.entry.path!r} is repeated, or out of order, in the manifest")
         if key.startswith(self._leaf) and kind != "deleted":
             raise HostileBackup(f"{row.entry.path!r} lies beneath something that is not a directory")
         if kind != "directory" and kind != "deleted":
             self._leaf = key + "\0"
-        self._key = key
+        self.key = key
         self._unread = row.parts
+        self._is_told = False
         self.row = row
         self._lines.advance()
 
     def parts(self) -> Iterator[bytes]:
+        if self.row is not None and self.row.pack is not None and not self._is_told:
+            self._is_told = True
+            yield chunks_line([ChunkRef(self.row.entry.size, self.row.entry.digest, self.row.pack)])
         while self._unread:
             self._unread -= 1
             line = self._lines.line

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from holdfast.errors import CorruptBackup, HostileBackup
 from holdfast.model import ENTRY_KINDS, Entry, SourceRecord, order_key
 from holdfast.repository import _manifest as manifest
-from holdfast.repository._manifest import Header, Lines, Part, Rows
+from holdfast.repository._manifest import ChunkRef, Header, Lines, Part, Row, Rows
 
 PARSERS = {
     "header": manifest.parse_header,
@@ -155,7 +156,7 @@ def test_an_entry_comes_back_from_its_line(entry: Entry, offset: int | None, par
     line = manifest.entry_line(entry, offset, parts)
     assert line.isascii()
     assert line.count(b"\n") == 1
-    assert manifest.parse_entry(line) == (entry, offset, parts, line)
+    assert manifest.parse_entry(line) == (entry, offset, parts, line, None)
 
 
 @given(
@@ -255,6 +256,82 @@ def test_parts_are_read_or_passed_over() -> None:
     assert passing.row == rows.row
     with pytest.raises(CorruptBackup, match="parts"):
         Rows(Lines(io.BytesIO(b"".join(lines[:2])))).advance()
+
+
+def in_other_words(line: bytes) -> bytes:
+    """The same JSON, in a form that nobody writes."""
+    return line.replace(b"{", b"{ ", 1)
+
+
+def taken(parse: Callable[[bytes], Any], line: bytes) -> object:
+    """What is made of a line, or that it is refused."""
+    try:
+        found = parse(line)
+    except CorruptBackup as error:
+        return type(error)
+    return found._replace(line=b"") if isinstance(found, Row) else found
+
+
+PLAIN = Entry("files/m/a b.json", "file", 2500, 0o644, 0, 1000, 1_700_000_000_123_456_789, -5, 9, "c" * 64)
+
+
+@settings(max_examples=400)
+@given(
+    entry=st.sampled_from([PLAIN, PLAIN._replace(racy=True), PLAIN._replace(path="files/..", size=0)]),
+    parts=st.integers(0, 2**60 - 1),
+    pack=st.none() | st.integers(0, 2**60 - 1),
+    digest=st.sampled_from([manifest.CONTENT_DIGEST, manifest.CHUNKS_DIGEST]),
+    at=st.floats(0, 1),
+    put=st.sampled_from([b"", *(bytes([byte]) for byte in b'09-a"\\}\n\0\xff'), b"0" * 19, b"99", b"/../"]),
+)
+def test_plain_lines_mean_what_their_json_means(
+    entry: Entry, parts: int, pack: int | None, digest: str, at: float, put: bytes
+) -> None:
+    line = manifest.entry_line(entry, None, parts, digest=digest, pack=pack)
+    assert taken(manifest.parse_entry, line) == taken(manifest.parse_entry, in_other_words(line))
+    place = int(at * len(line))
+    for wrong in (line[:place] + put + line[place:], line[:place] + put + line[place + 1 :]):
+        if wrong.startswith(b"{"):
+            assert taken(manifest.parse_entry, wrong) == taken(manifest.parse_entry, in_other_words(wrong))
+
+
+@given(
+    chunk=st.builds(ChunkRef, st.integers(0, 2**61), HEX, st.integers(0, 2**61)),
+    at=st.floats(0, 1),
+    put=st.sampled_from([b"", b"0", b"-", b"a", b'"', b"\n", b"]", b"99"]),
+)
+def test_a_line_of_one_chunk_means_what_its_json_means(chunk: ChunkRef, at: float, put: bytes) -> None:
+    line = manifest.chunks_line([chunk])
+    place = int(at * len(line))
+    for given_line in (line, line[:place] + put + line[place:], line[:place] + put + line[place + 1 :]):
+        if given_line.startswith(b"{"):
+            told = taken(manifest.parse_chunks, given_line)
+            assert told == taken(manifest.parse_chunks, in_other_words(given_line))
+
+
+def test_an_entry_may_name_the_pack_of_its_only_chunk() -> None:
+    line = manifest.entry_line(PLAIN, digest=manifest.CHUNKS_DIGEST, pack=7)
+    rows = Rows(Lines(io.BytesIO(line)))
+    assert rows.row == (PLAIN, None, 0, line, 7)
+    assert list(rows.parts()) == [manifest.chunks_line([ChunkRef(2500, "c" * 64, 7)])]
+    assert list(rows.parts()) == []
+    odd = PLAIN._replace(path="files/é")
+    assert manifest.parse_entry(manifest.entry_line(odd, digest=manifest.CHUNKS_DIGEST, pack=7)).pack == 7
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        manifest.entry_line(PLAIN, digest=manifest.CONTENT_DIGEST, pack=7),
+        manifest.entry_line(PLAIN, parts=1, digest=manifest.CHUNKS_DIGEST, pack=7),
+        manifest.entry_line(Entry("files/d", "directory"), pack=7),
+        manifest.entry_line(PLAIN, digest=manifest.CHUNKS_DIGEST, pack=-1),
+        manifest.entry_line(PLAIN, digest=manifest.CHUNKS_DIGEST, pack=2**60),
+    ],
+)
+def test_a_pack_that_makes_no_sense_is_refused(line: bytes) -> None:
+    with pytest.raises(CorruptBackup):
+        manifest.parse_entry(line)
 
 
 def test_a_line_that_is_too_long_is_not_read() -> None:

@@ -82,7 +82,7 @@ class ArchiveRun:
             return None
         wanted = order_key(path)
         while rows.row is not None:
-            key = order_key(rows.row.entry.path)
+            key = rows.key
             if key == wanted:
                 return rows.row
             if key > wanted:

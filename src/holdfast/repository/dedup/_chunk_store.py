@@ -111,6 +111,16 @@ class ChunkStore:
             first, names = naming.popleft()
             yield from self._place(first, names.result())
 
+    def put_one(self, data: bytes) -> ChunkRef:
+        """As `put`, for a chunk of no tensor."""
+        name = chunk_id(self._keys.id_key, data)
+        number = self._new.get(name)
+        if number is None:
+            known = self._known.get(name)
+            number = self._number(known.pack) if known is not None else self._store(name, Chunk(data))
+        self._used.add(number)
+        return ChunkRef(len(data), name.hex(), number)
+
     def _names(self, chunks: Sequence[Chunk]) -> list[bytes]:
         return [chunk_id(self._keys.id_key, chunk.data) for chunk in chunks]
 
@@ -188,7 +198,9 @@ class ChunkStore:
                 self._add(pack, [(name, data)], chunk.item_size, base)
                 pack.tensors.append((pack.blocks - 1, identity, name))
                 return pack.number
-        builder = self._builders.setdefault(chunk.item_size, BlockBuilder(chunk.item_size))
+        builder = self._builders.get(chunk.item_size)
+        if builder is None:
+            builder = self._builders[chunk.item_size] = BlockBuilder(chunk.item_size)
         if identity:
             self._bases.put(identity, name)
         if full := builder.add(name, data):

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from holdfast.repository.dedup._cdc import cut_by_content
+from holdfast.repository.dedup._cdc import MIN_CHUNK, cut_by_content
 from holdfast.repository.dedup._chunk import MAX_CHUNK, Chunk, by_content, fixed
 from holdfast.repository.dedup._headers import HEADER_STEP, header_reader
 from holdfast.repository.dedup._layout import Extent, HeaderReader, Layout
 from holdfast.repository.dedup._stream import ByteStream
 from holdfast.repository.dedup._zip import cut_zip, looks_like_zip
 
-__all__ = ["MAX_CHUNK", "Chunk", "cut"]
+__all__ = ["MAX_CHUNK", "Chunk", "cut", "is_one_chunk"]
 
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _SQLITE_CHUNK = 16 << 10
@@ -50,6 +50,15 @@ def cut(pieces: Iterator[bytes | memoryview], key: bytes) -> Iterator[Chunk]:
     if looks_like_zip(start):
         return cut_zip(stream, key)
     return by_content(stream, None, key)
+
+
+def is_one_chunk(data: bytes) -> bool:
+    """Whether `cut` would make one chunk of this content: so it is with nearly every small file."""
+    return (
+        0 < len(data) <= MIN_CHUNK
+        and not looks_like_zip(start := memoryview(data)[:_MAGIC])
+        and header_reader(start) is None
+    )
 
 
 def _by_header(stream: ByteStream, reader: HeaderReader, key: bytes) -> Iterator[Chunk]:

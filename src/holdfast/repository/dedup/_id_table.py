@@ -48,6 +48,8 @@ class IdTable:
 
     def row(self, key: bytes) -> int:
         """The row of one id; -1 when it is not there."""
+        if not len(self._keys):
+            return -1
         words = self._struct.unpack(key)
         slot = sum(word * odd for word, odd in zip(words, self._odds, strict=True)) % _WORD >> int(
             self._shift

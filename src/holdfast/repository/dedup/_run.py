@@ -17,7 +17,7 @@ from holdfast.repository._manifest import CHUNKS_DIGEST, CHUNKS_PER_LINE, ChunkR
 from holdfast.repository.base import Pieces, Stored
 from holdfast.repository.dedup._chunk import in_groups
 from holdfast.repository.dedup._chunk_store import ChunkStore
-from holdfast.repository.dedup._cut import cut
+from holdfast.repository.dedup._cut import cut, is_one_chunk
 from holdfast.repository.dedup._digest import ContentDigest, digest_kind
 from holdfast.repository.dedup._manifest_object import ManifestWriter
 
@@ -72,9 +72,8 @@ class DedupRun:
             return None
         wanted = order_key(path)
         while rows.row is not None:
-            key = order_key(rows.row.entry.path)
-            if key >= wanted:
-                return rows.row if key == wanted else None
+            if rows.key >= wanted:
+                return rows.row if rows.key == wanted else None
             rows.advance()
         return None
 
@@ -82,10 +81,13 @@ class DedupRun:
         assert self._rows is not None
         key = self._in_order(known.entry)
         self.lines.write(known.line)
-        for line in self._rows.parts():
-            self.lines.write(line)
-            for chunk in manifest.parse_chunks(line):
-                self.store.use(chunk.pack)
+        if known.pack is not None:
+            self.store.use(known.pack)
+        else:
+            for line in self._rows.parts():
+                self.lines.write(line)
+                for chunk in manifest.parse_chunks(line):
+                    self.store.use(chunk.pack)
         self._count(known.entry)
         self._rows.advance()
         self._key = key
@@ -94,6 +96,9 @@ class DedupRun:
         key = self._in_order(entry)
         if content is None:
             self.lines.write(manifest.entry_line(entry))
+        elif content.data is not None and len(content.data) == content.size and is_one_chunk(content.data):
+            # Most files are so, and cutting and gathering takes longer than all else that is done with them.
+            entry = self._add_one(entry, self.store.put_one(content.data))
         else:
             pieces: Pieces = iter((content.data,)) if content.data is not None else content.stream or iter(())
             entry = self._add_content(entry, pieces, content.size)
@@ -135,10 +140,17 @@ class DedupRun:
                     raise SourceChanged(f"{entry.path} gave more than the {size} bytes that it has")
             if size is not None and digest.size != size:
                 raise SourceChanged(f"{entry.path} gave {digest.size} bytes instead of {size}")
+            if (one := chunks.one()) is not None:
+                return self._add_one(entry, one)
             entry = entry._replace(size=digest.size, digest=digest.hexdigest())
             lines = chunks.finish()
             self.lines.write(manifest.entry_line(entry, None, lines, digest=CHUNKS_DIGEST))
             self.lines.writelines(chunks.drain())
+        return entry
+
+    def _add_one(self, entry: Entry, chunk: ChunkRef) -> Entry:
+        entry = entry._replace(size=chunk.length, digest=chunk.id)
+        self.lines.write(manifest.entry_line(entry, digest=CHUNKS_DIGEST, pack=chunk.pack))
         return entry
 
     def _in_order(self, entry: Entry) -> str:
@@ -172,6 +184,10 @@ class _ChunkLines:
             self._lines += 1
             self._batch = []
         self._batch.append(chunk)
+
+    def one(self) -> ChunkRef | None:
+        """The only chunk; None where there are more, or none."""
+        return self._batch[0] if len(self._batch) == 1 and self._spool is None else None
 
     def finish(self) -> int:
         """How many lines there are."""

@@ -9,6 +9,7 @@ from holdfast.errors import CorruptBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord
 from holdfast.repository._manifest import ChunkRef, Rows, parse_chunks
 from holdfast.repository.base import Tensors
+from holdfast.repository.dedup._batch import Batch
 from holdfast.repository.dedup._chunk_reader import ChunkReader
 from holdfast.repository.dedup._digest import ContentDigest, digest_kind
 from holdfast.repository.dedup._ids import key_name
@@ -24,6 +25,9 @@ class _Current:
 
     entry: Entry
     rows: Rows
+    batch: Batch | None
+    """Where it is, at `number`, if it is small. Else `rows` stands on it."""
+    number: int = 0
     is_read: bool = False
 
 
@@ -58,33 +62,57 @@ class StoredManifest:
     def entries(self, source: SourceRecord) -> Iterator[Entry]:
         entries = size = 0
         rows = self.manifest.rows((source.component, source.name))
-        while rows.row is not None:
-            entry = rows.row.entry
+        for current in self._each(rows):
+            entry = current.entry
             if entry.kind == "deleted":
                 raise CorruptBackup(
                     f"{self.metadata.backup_id}: the manifest deletes {entry.path} from nothing"
                 )
             entries += 1
             size += entry.size if entry.kind == "file" else 0
-            self._current = _Current(entry, rows)
+            self._current = current
             yield entry
             self._current = None
-            rows.advance()
         if (entries, size) != (source.entries, source.bytes):
             raise CorruptBackup(
                 f"{self.metadata.backup_id}: {source.component} {source.name} holds {entries} entries "
                 f"of {size} bytes, and should hold {source.entries} of {source.bytes}"
             )
 
+    def _each(self, rows: Rows) -> Iterator[_Current]:
+        while rows.row is not None:
+            batch = Batch(rows, self.reader)
+            for number, entry in enumerate(batch.entries):
+                yield _Current(entry, rows, batch, number)
+            if not batch.entries:
+                yield _Current(rows.row.entry, rows, None)
+                rows.advance()
+
     def chunks(self, entry: Entry) -> Iterator[ChunkRef]:
         """What an entry's content consists of, in order."""
+        current = self._current
+        if current is not None and current.entry is entry and current.batch is not None:
+            yield from current.batch.chunks(current.number)
+            return
         for line in self._locate(entry).parts():
             yield from parse_chunks(line)
 
     def read(self, entry: Entry) -> Pieces:
         digest = ContentDigest()
+        current = self._current
+        if current is not None and current.entry is entry and current.batch is not None:
+            pieces = current.batch.read(current.number)
+            if pieces is not None:
+                for chunk in current.batch.chunks(current.number):
+                    digest.add(chunk)
+                self._compare(entry, digest)
+                yield from pieces
+                return
         # The reader compares each chunk with its id.
         yield from self.reader.read(self._told(entry, digest))
+        self._compare(entry, digest)
+
+    def _compare(self, entry: Entry, digest: ContentDigest) -> None:
         if digest.size != entry.size or digest.hexdigest() != entry.digest:
             raise CorruptBackup(f"{entry.path}: its content is not what the manifest says")
 
