@@ -73,10 +73,10 @@ class Batch:
         return [] if unparsed is None else [unparsed]
 
     def _begin(self, first: int) -> None:
-        chunks = [self.chunks(number) if number >= first else [] for number in range(len(self.entries))]
+        chunks = [self.chunks(number) for number in range(len(self.entries))]
         for entry, parts in zip(self.entries, chunks, strict=True):
             if sum(chunk.length for chunk in parts) > entry.size:
                 raise CorruptBackup(f"{entry.path} holds more than it declares")
         self._chunks = chunks
         self._next = first
-        self._pieces = self._reader.read(chunk for parts in chunks for chunk in parts)
+        self._pieces = self._reader.read(chunk for parts in chunks[first:] for chunk in parts)
