@@ -59,6 +59,8 @@ _PLAIN_FILE = re.compile(
 _PLAIN_LIMIT = 65536
 """Bytes of such a line."""
 _ONE_CHUNK = re.compile(rf'\{{"chunks":\[\[{_NUMBER},"([0-9a-f]{{64}})",{_NUMBER}\]\]\}}\n')
+PACKS_LIMIT = 1 << 20
+"""Packs that a manifest lists, at most: some 64 TiB of what they hold."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _SIZE_LIMIT = 1 << 60
 _OWNER_LIMIT = (1 << 32) - 1
@@ -342,6 +344,11 @@ def source_of(line: bytes) -> tuple[SourceKey, bool] | None:
 def is_known(line: bytes) -> bool:
     """Whether a line is of a kind that may follow the first."""
     return line.startswith((_ENTRY, _SOURCE, _BLOCKS, _PACKS, _END, *_PART))
+
+
+def is_entry(line: bytes) -> bool:
+    """Whether a line is an entry's."""
+    return line.startswith(_ENTRY)
 
 
 def is_end(line: bytes) -> bool:

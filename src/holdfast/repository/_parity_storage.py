@@ -74,7 +74,7 @@ class ParityStorage:
 
     def create(self, name: str, *, replace: bool = False, hashed: bool = True) -> Upload:
         upload = self.plain.create(name, replace=replace, hashed=hashed)
-        return _Upload(self, upload, name, replace=replace)
+        return _Upload(self, upload, name)
 
     def put(self, name: str, data: bytes) -> None:
         self._forget(name)
@@ -218,12 +218,11 @@ class GuardedObject:
 class _Upload:
     """Implements `holdfast.storage.base.Upload`, with parity made of the bytes that were written."""
 
-    def __init__(self, storage: ParityStorage, upload: Upload, name: str, *, replace: bool) -> None:
+    def __init__(self, storage: ParityStorage, upload: Upload, name: str) -> None:
         self.size = 0
         self._storage = storage
         self._upload = upload
         self._name = name
-        self._replace = replace
         self._crc = 0
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
@@ -236,8 +235,8 @@ class _Upload:
     def publish(self) -> str:
         """As the protocol says, and the parity durable too. When StorageError is raised for that, the object is
         there without."""
-        if self._replace:
-            self._storage._forget(self._name)
+        # Also where nothing is replaced: somebody may have deleted an object by hand, and left its parity.
+        self._storage._forget(self._name)
         checksum = self._upload.publish()
         self._storage._cover(self._name, self._crc)
         return checksum

@@ -32,6 +32,7 @@ class Batch:
         self._next = -1
         """The entry whose content `_pieces` gives next."""
         self._pieces: Iterator[memoryview] = iter(())
+        self._rest = memoryview(b"")
         self._fails = False
         size = 0
         while (row := rows.row) is not None and row.parts <= 1 and len(self.entries) < _ENTRIES:
@@ -55,13 +56,24 @@ class Batch:
             if self._next < 0:
                 self._begin(number)
             for passed in self._chunks[self._next : number]:
-                for _ in passed:
-                    next(self._pieces)
+                self._take(passed)
             self._next = number + 1
-            return [next(self._pieces) for _ in self._chunks[number]]
+            return self._take(self._chunks[number])
         except HoldfastError:
             self._fails = True
             return None
+
+    def _take(self, chunks: list[ChunkRef]) -> list[memoryview]:
+        """The content of the next chunks. A piece of what is read may hold several, and of several entries."""
+        found = []
+        left = sum(chunk.length for chunk in chunks)
+        while left:
+            if not self._rest:
+                self._rest = next(self._pieces)
+            found.append(self._rest[:left])
+            self._rest = self._rest[left:]
+            left -= len(found[-1])
+        return found
 
     def chunks(self, number: int) -> list[ChunkRef]:
         """What the content of an entry consists of. Raises CorruptBackup."""
@@ -73,10 +85,10 @@ class Batch:
         return [] if unparsed is None else [unparsed]
 
     def _begin(self, first: int) -> None:
-        chunks = [self.chunks(number) if number >= first else [] for number in range(len(self.entries))]
+        chunks = [self.chunks(number) for number in range(len(self.entries))]
         for entry, parts in zip(self.entries, chunks, strict=True):
             if sum(chunk.length for chunk in parts) > entry.size:
                 raise CorruptBackup(f"{entry.path} holds more than it declares")
         self._chunks = chunks
         self._next = first
-        self._pieces = self._reader.read(chunk for parts in chunks for chunk in parts)
+        self._pieces = self._reader.read(chunk for parts in chunks[first:] for chunk in parts)

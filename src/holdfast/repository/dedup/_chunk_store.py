@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import NamedTuple
 
-from holdfast.errors import SizeLimitExceeded, StorageError
-from holdfast.repository._manifest import ChunkRef, PackRef
+from holdfast.errors import RepositoryError, SizeLimitExceeded, StorageError
+from holdfast.repository._manifest import PACKS_LIMIT, ChunkRef, PackRef
 from holdfast.repository.dedup._chunk import MAX_CHUNK, Chunk
 from holdfast.repository.dedup._ids import chunk_id
 from holdfast.repository.dedup._index_object import IndexWriter
@@ -149,6 +149,8 @@ class ChunkStore:
         self._bases.save()
         self._pool.shutdown()
         self._use_bases()
+        if len(self._packs) > PACKS_LIMIT:
+            raise RepositoryError(f"the backup would need {len(self._packs)} packs, more than one may list")
         sizes, hashes = self._known.packs(), self._known.hashes()
         return [
             PackRef(pack.name, sizes[pack.name], hashes[pack.name])

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _LEVEL = 3
 _PIECE = 1 << 20
 _MANIFEST_LIMIT = 1 << 40
-_PACKS_LIMIT = 1 << 24
 _SOURCES_LIMIT = 1000
 _WINDOW_LOG = 27
 """Zstandard's own limit for decoders: 128 MiB."""
@@ -126,7 +125,7 @@ class ManifestReader:
                     self._section(*section, offset)
                 elif packs := manifest.parse_packs(line):
                     self.packs += packs
-                    if len(self.packs) > _PACKS_LIMIT:
+                    if len(self.packs) > manifest.PACKS_LIMIT:
                         raise HostileBackup(f"{name}: the manifest lists more packs than any backup needs")
             self.end: End = manifest.parse_end(line)
             self._check(metadata)

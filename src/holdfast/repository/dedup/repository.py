@@ -33,7 +33,7 @@ from holdfast.repository.dedup._key_file import RunKeys, key_file_digest, write_
 from holdfast.repository.dedup._manifest_object import ManifestWriter
 from holdfast.repository.dedup._memories import Memories, learn
 from holdfast.repository.dedup._names import pack_path
-from holdfast.repository.dedup._relocate import relocate
+from holdfast.repository.dedup._relocate import is_worn, relocate
 from holdfast.repository.dedup._run import DedupRun
 from holdfast.repository.dedup._tensor_bases import TensorBases
 from holdfast.repository.dedup._upkeep import Upkeep
@@ -323,11 +323,11 @@ class DedupRepository(Upkeep):
             return None
         stack.enter_context(found)
         mine = known.packs()
-        if all(pack.name in mine for pack in found.packs if pack.hash):
+        if all(pack.name in mine for pack in found.packs if pack.hash) and not is_worn(found.packs):
             return found
         # What it names may be in other packs by now. If that cannot be written down, everything is read again.
         moved = None
-        with suppress(OSError, StorageError):
+        with suppress(OSError, StorageError, CorruptBackup):
             if relocate(self._state, reference, found, known):
                 moved = lists.open_list(self._state, reference)
         return stack.enter_context(moved) if moved is not None else None
