@@ -39,7 +39,7 @@ MAX_SEALED_INDEX: Final = 128 << 20
 MAX_INDEX: Final = 256 << 20
 """Bytes of an index object before compression."""
 
-_WRITE = 32 << 20
+_WRITE = 8 << 20
 _LEVEL = 3
 _KEY = 32
 _SIGNATURE = 64

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import IO, TYPE_CHECKING
 
 import zstandard
@@ -72,7 +73,7 @@ class ManifestWriter:
         digest, total = hashlib.sha256(), 0
         compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True)
         with compressor.stream_writer(seal or upload, closefd=False) as packed:  # type: ignore[arg-type]
-            for piece in (self._head, *_contents(self._rows), *manifest.packs_lines(packs), end):
+            for piece in chain([self._head], _contents(self._rows), manifest.packs_lines(packs), [end]):
                 digest.update(piece)
                 total += len(piece)
                 packed.write(piece)

@@ -41,6 +41,9 @@ from holdfast.storage.base import Storage
 PACK_SIZE: Final = 64 << 20
 """Bytes at which a pack is full: enough that a storage has few objects, little enough to write again in `gc`."""
 
+PACK_CHUNKS: Final = 1 << 16
+"""Chunks at which it is full too: its table is held in memory, a few times over."""
+
 BLOCK_SIZE: Final = 1 << 20
 """Raw bytes of a block that is made of several chunks."""
 BLOCK_CHUNKS: Final = 4096
@@ -109,7 +112,7 @@ class PackWriter:
         return (
             self.size >= PACK_SIZE
             or self._block_count >= MAX_BLOCKS - BUILDERS
-            or len(self._chunk_lengths) >= MAX_CHUNKS - BUILDERS * BLOCK_CHUNKS
+            or len(self._chunk_lengths) >= PACK_CHUNKS
         )
 
     def add_block(
