@@ -20,11 +20,11 @@ from holdfast.repository.dedup._pack_reader import PackReader
 from holdfast.repository.dedup._pack_writer import (
     BLOCK_CHUNKS,
     BLOCK_SIZE,
-    BUILDERS,
+    PACK_CHUNKS,
     BlockBuilder,
     PackWriter,
 )
-from holdfast.repository.dedup._table import MAX_RAW, PackTable
+from holdfast.repository.dedup._table import MAX_CHUNKS, MAX_RAW, PackTable
 from holdfast.storage.local import LocalStorage, LocalUpload
 from repository.dedup.sealed import (
     Bytes,
@@ -314,9 +314,13 @@ def test_a_pack_is_full_by_size(
 def test_a_pack_is_full_by_its_number_of_chunks(storage: LocalStorage, keys: RunKeys) -> None:
     block = [(row.to_bytes(32, "big"), b"x") for row in range(BLOCK_CHUNKS)]
     with pool() as executor, PackWriter(storage, keys, 0, executor) as writer:
+        blocks = 0
         while not writer.is_full:
             writer.add_block(block)
-        for _ in range(BUILDERS):
+            blocks += 1
+        assert blocks * BLOCK_CHUNKS == PACK_CHUNKS
+        # What has been gathered for it still fits, and the format has room for more.
+        for _ in range((MAX_CHUNKS - PACK_CHUNKS) // BLOCK_CHUNKS):
             writer.add_block(block)
         with pytest.raises(ValueError, match="cannot hold more"):
             writer.add_block(block)
