@@ -166,3 +166,12 @@ def test_what_is_not_ours_is_left_alone(ground: DedupGround) -> None:
         ground.clock.forward(DAY)
     assert not pack.exists()
     assert all(stray.exists() for stray in strays)
+
+
+def test_a_backup_that_cannot_be_opened_stops_it_and_is_named(ground: DedupGround) -> None:
+    made = store(ground.repository(), models(file("files/models/a", noise(9000, 1))))
+    ground.clock.forward()
+    (ground.directory / f"full/{made.backup_id}.manifest").write_bytes(b"damaged")
+    with pytest.raises(CorruptBackup, match=f"nothing is freed.*{made.backup_id} needs") as caught:
+        ground.repository().collect()
+    assert f"full/{made.backup_id}.manifest" in caught.value.hint

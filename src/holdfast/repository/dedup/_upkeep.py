@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +50,19 @@ from holdfast.repository.dedup._writer import (
 )
 
 _PINNED = "writer.json"
+
+
+@contextmanager
+def _telling_what_stops(metadata: BackupMetadata) -> Iterator[None]:
+    """For `gc`: one backup of which nothing is known could need anything."""
+    try:
+        yield
+    except (KeyWrong, CorruptBackup) as error:
+        raise type(error)(
+            f"nothing is freed, for it cannot be told what {metadata.backup_id} needs: {error}",
+            hint="Set ENCRYPTION_KEY to a key that opens it, or put back what it lacks. If nobody wants it, delete "
+            f"{names.manifest_name(metadata.backup_id)} and the metadata.json beside it.",
+        ) from error
 
 
 class Upkeep(Reading):
@@ -318,7 +331,7 @@ class Upkeep(Reading):
                 copied = metadata.original is not None
                 at_work.append(datetime.min.replace(tzinfo=UTC) if copied else metadata.moment)
             elif metadata.is_good:
-                with ExitStack() as stack:
+                with ExitStack() as stack, _telling_what_stops(metadata):
                     manifest = self._manifest(stack, metadata)
                     survey.add(manifest, metadata.backup_id)
                     runs.add(manifest.run)
