@@ -21,7 +21,8 @@ from conformance.trees import Content, models, store
 from forge import Forge
 from holdfast.model import BackupMetadata, Entry, SourceRecord
 from holdfast.repository import _manifest as manifest
-from holdfast.repository._manifest import Lines, Part, Rows
+from holdfast.repository._manifest import Part
+from holdfast.repository._rows import Lines, Rows
 from holdfast.repository.archive._chunk_table import ChunkTable
 from holdfast.repository.archive._parts import PartsWriter
 from holdfast.repository.base import RunPlan

@@ -16,9 +16,7 @@ from holdfast.errors import CorruptBackup
 from holdfast.model import COMPONENTS, BackupMetadata
 from holdfast.repository._manifest import (
     Header,
-    Lines,
     PackRef,
-    Rows,
     SourceKey,
     is_end,
     parse_end,
@@ -26,6 +24,7 @@ from holdfast.repository._manifest import (
     parse_packs,
     source_of,
 )
+from holdfast.repository._rows import Lines, Rows
 from holdfast.state import LocalState
 
 _KEEP = 8

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from json.encoder import encode_basestring_ascii as _quote
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from holdfast.errors import CorruptBackup, HostileBackup, UsageError
 from holdfast.model import (
@@ -24,7 +24,6 @@ from holdfast.model import (
     Entry,
     SourceRecord,
     is_backup_id,
-    order_key,
     parse_components,
 )
 
@@ -351,6 +350,11 @@ def is_entry(line: bytes) -> bool:
     return line.startswith(_ENTRY)
 
 
+def is_part(line: bytes) -> bool:
+    """Whether a line tells of a part of the entry before it."""
+    return line.startswith(_PART)
+
+
 def is_end(line: bytes) -> bool:
     """Whether a line is the last."""
     return line.startswith(_END)
@@ -475,79 +479,6 @@ def parse_packs(line: bytes) -> list[PackRef] | None:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptBackup(f"the manifest lists packs in a way that is not well-formed: {error}") from error
-
-
-class Lines:
-    """The lines of a file from where it stands, as a cursor: `line` is the one it stands on, empty at the end.
-
-    Raises CorruptBackup for an absurdly long one.
-    """
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.line = b""
-        self.advance()
-
-    def advance(self) -> None:
-        self.line = self._file.readline(LINE_LIMIT + 1)
-        if len(self.line) > LINE_LIMIT:
-            raise CorruptBackup("the manifest has an absurdly long line")
-
-
-class Rows:
-    """The entries of one source, in order, as a cursor: `row` is the one it stands on, None at the end.
-
-    `parts` gives the lines of the row's parts; whoever does not ask for them passes over them. The one chunk that a
-    row names itself (`Row.pack`) comes as if it had a line. An entry out of order, repeated, or beneath something
-    that is not a directory is refused.
-    """
-
-    def __init__(self, lines: Lines) -> None:
-        """`lines` stands on the first line after the one that begins the source."""
-        self.row: Row | None = None
-        self._lines = lines
-        self._unread = 0
-        self._is_told = False
-        self.key = ""
-        """The `order_key` of the row."""
-        self._leaf = "\0"
-        self.advance()
-
-    def advance(self) -> None:
-        if self._unread:
-            for _ in self.parts():
-                pass
-        line = self._lines.line
-        if not line.startswith(_ENTRY):
-            self.row = None
-            return
-        row = parse_entry(line)
-        kind = row.entry.kind
-        key = order_key(row.entry.path)
-        if key <= self.key:
-            raise HostileBackup(f"{row.entry.path!r} is repeated, or out of order, in the manifest")
-        if key.startswith(self._leaf) and kind != "deleted":
-            raise HostileBackup(f"{row.entry.path!r} lies beneath something that is not a directory")
-        if kind != "directory" and kind != "deleted":
-            self._leaf = key + "\0"
-        self.key = key
-        self._unread = row.parts
-        self._is_told = False
-        self.row = row
-        self._lines.advance()
-
-    def parts(self) -> Iterator[bytes]:
-        if self.row is not None and self.row.pack is not None and not self._is_told:
-            self._is_told = True
-            yield chunks_line([ChunkRef(self.row.entry.size, self.row.entry.digest, self.row.pack)])
-        while self._unread:
-            self._unread -= 1
-            line = self._lines.line
-            if not line.startswith(_PART):
-                raise CorruptBackup("the manifest ends in the middle of a file's parts")
-            # Before it is given out: who has seen enough need not ask for the rest.
-            self._lines.advance()
-            yield line
 
 
 def _parse(line: bytes) -> dict[str, Any]:

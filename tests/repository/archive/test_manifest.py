@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from holdfast.errors import CorruptBackup, HostileBackup
 from holdfast.model import ENTRY_KINDS, Entry, SourceRecord, order_key
 from holdfast.repository import _manifest as manifest
-from holdfast.repository._manifest import ChunkRef, Header, Lines, Part, Row, Rows
+from holdfast.repository._manifest import ChunkRef, Header, Part, Row
+from holdfast.repository._rows import Lines, Rows
 
 PARSERS = {
     "header": manifest.parse_header,

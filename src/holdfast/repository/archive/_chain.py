@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from holdfast.errors import CorruptBackup, HostileBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord, order_key
-from holdfast.repository._manifest import Row, Rows, SourceKey, parse_part
+from holdfast.repository._manifest import Row, SourceKey, parse_part
+from holdfast.repository._rows import Rows
 from holdfast.repository.archive._open import OpenArchive
 from holdfast.repository.base import SHA256, Tensors
 

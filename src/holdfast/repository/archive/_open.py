@@ -12,7 +12,8 @@ from holdfast.errors import CorruptBackup, HostileBackup, NoSpace
 from holdfast.model import BackupMetadata
 from holdfast.repository import _manifest as manifest
 from holdfast.repository._file_at import FileAt
-from holdfast.repository._manifest import Header, Lines, Rows, SourceKey
+from holdfast.repository._manifest import Header, SourceKey
+from holdfast.repository._rows import Lines, Rows
 from holdfast.repository.archive._gzip_index import BlockIndex
 from holdfast.repository.archive._gzip_reader import GzipReader, stream
 from holdfast.repository.archive._tarstream import TarStream

@@ -16,7 +16,8 @@ from holdfast.errors import RepositoryError, SizeLimitExceeded, SourceChanged
 from holdfast.model import BackupMetadata, Component, Entry, ManifestLocation, SourceRecord, order_key
 from holdfast.repository import _manifest as manifest
 from holdfast.repository._lists import ParentList
-from holdfast.repository._manifest import Header, Row, Rows
+from holdfast.repository._manifest import Header, Row
+from holdfast.repository._rows import Rows
 from holdfast.repository.archive import _tar as tar
 from holdfast.repository.archive._chunk_table import ChunkTable
 from holdfast.repository.archive._gzip_writer import GzipWriter

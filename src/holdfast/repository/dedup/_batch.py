@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from holdfast.errors import CorruptBackup, HoldfastError
 from holdfast.model import Entry
-from holdfast.repository._manifest import ChunkRef, Rows, parse_chunks
+from holdfast.repository._manifest import ChunkRef, parse_chunks
+from holdfast.repository._rows import Rows
 from holdfast.repository.dedup._chunk_reader import ChunkReader
 
 _ENTRIES = 1024

@@ -22,7 +22,8 @@ from holdfast.errors import CorruptBackup, HostileBackup, NoSpace
 from holdfast.model import BackupMetadata, SourceRecord
 from holdfast.repository import _manifest as manifest
 from holdfast.repository._file_at import FileAt
-from holdfast.repository._manifest import End, Header, Lines, PackRef, Rows, SourceKey
+from holdfast.repository._manifest import End, Header, PackRef, SourceKey
+from holdfast.repository._rows import Lines, Rows
 from holdfast.repository.dedup._names import is_run
 from holdfast.storage.base import Upload
 from holdfast.streams import RandomAccess

@@ -13,7 +13,8 @@ from holdfast.errors import RepositoryError, SourceChanged
 from holdfast.model import BackupMetadata, Component, Entry, SourceRecord, order_key
 from holdfast.repository import _manifest as manifest
 from holdfast.repository._lists import ParentList
-from holdfast.repository._manifest import CHUNKS_DIGEST, CHUNKS_PER_LINE, ChunkRef, PackRef, Row, Rows
+from holdfast.repository._manifest import CHUNKS_DIGEST, CHUNKS_PER_LINE, ChunkRef, PackRef, Row
+from holdfast.repository._rows import Rows
 from holdfast.repository.base import Pieces, Stored
 from holdfast.repository.dedup._chunk import in_groups
 from holdfast.repository.dedup._chunk_store import ChunkStore

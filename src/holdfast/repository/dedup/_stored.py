@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from holdfast.errors import CorruptBackup
 from holdfast.model import BackupMetadata, Entry, SourceRecord
-from holdfast.repository._manifest import ChunkRef, Rows, parse_chunks
+from holdfast.repository._manifest import ChunkRef, parse_chunks
+from holdfast.repository._rows import Rows
 from holdfast.repository.base import Tensors
 from holdfast.repository.dedup._batch import Batch
 from holdfast.repository.dedup._chunk_reader import ChunkReader
