@@ -57,7 +57,9 @@ _PLAIN_FILE = re.compile(
 )
 _PLAIN_LIMIT = 65536
 """Bytes of such a line."""
-_ONE_CHUNK = re.compile(rf'\{{"chunks":\[\[{_NUMBER},"([0-9a-f]{{64}})",{_NUMBER}\]\]\}}\n')
+_CHUNK = rf'\[{_NUMBER},"([0-9a-f]{{64}})",{_NUMBER}\]'
+_EACH_CHUNK = re.compile(_CHUNK)
+_PLAIN_CHUNKS = re.compile(rf'\{{"chunks":\[{_CHUNK}(?:,{_CHUNK})*\]\}}\n')
 PACKS_LIMIT = 1 << 20
 """Packs that a manifest lists, at most: some 64 TiB of what they hold."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -236,7 +238,8 @@ def part_line(part: Part) -> bytes:
 
 
 def chunks_line(chunks: Sequence[ChunkRef]) -> bytes:
-    return _line({"chunks": chunks})
+    listed = ",".join([f'[{length},"{name}",{pack}]' for length, name, pack in chunks])
+    return f'{{"chunks":[{listed}]}}\n'.encode()
 
 
 def packs_lines(packs: Iterable[PackRef]) -> Iterator[bytes]:
@@ -457,8 +460,9 @@ def parse_part(line: bytes) -> Part:
 
 def parse_chunks(line: bytes) -> list[ChunkRef]:
     """Raises CorruptBackup."""
-    if one := _ONE_CHUNK.fullmatch(line.decode("latin-1")):
-        return [ChunkRef(int(one[1]), one[2], int(one[3]))]
+    text = line.decode("latin-1")
+    if _PLAIN_CHUNKS.fullmatch(text):
+        return [ChunkRef(int(length), name, int(pack)) for length, name, pack in _EACH_CHUNK.findall(text)]
     try:
         return [
             ChunkRef(_count(length), _digest(chunk), _count(pack))

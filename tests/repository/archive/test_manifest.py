@@ -296,13 +296,17 @@ def test_plain_lines_mean_what_their_json_means(
             assert taken(manifest.parse_entry, wrong) == taken(manifest.parse_entry, in_other_words(wrong))
 
 
+@settings(max_examples=300)
 @given(
-    chunk=st.builds(ChunkRef, st.integers(0, 2**61), HEX, st.integers(0, 2**61)),
+    chunks=st.lists(
+        st.builds(ChunkRef, st.integers(0, 2**61) | st.integers(0, 9), HEX, st.integers(0, 2**61)), max_size=3
+    ),
     at=st.floats(0, 1),
-    put=st.sampled_from([b"", b"0", b"-", b"a", b'"', b"\n", b"]", b"99"]),
+    put=st.sampled_from([b"", b"0", b"-", b"a", b'"', b"\n", b"]", b",", b"],[", b"99"]),
 )
-def test_a_line_of_one_chunk_means_what_its_json_means(chunk: ChunkRef, at: float, put: bytes) -> None:
-    line = manifest.chunks_line([chunk])
+def test_a_line_of_chunks_means_what_its_json_means(chunks: list[ChunkRef], at: float, put: bytes) -> None:
+    line = manifest.chunks_line(chunks)
+    assert json.loads(line) == {"chunks": [list(chunk) for chunk in chunks]}
     place = int(at * len(line))
     for given_line in (line, line[:place] + put + line[place:], line[:place] + put + line[place + 1 :]):
         if given_line.startswith(b"{"):

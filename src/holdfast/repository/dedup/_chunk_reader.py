@@ -84,6 +84,8 @@ class ChunkReader:
         self._indexed_bases: set[str] = set()
         self._readers: OrderedDict[str, tuple[OpenObject, PackReader]] = OrderedDict()
         self._blocks: OrderedDict[_Block, Future[Bytes]] = OrderedDict()
+        self._opened: dict[str, bytearray] = {}
+        """Of each pack, which blocks were opened and found good."""
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="open")
 
     def read(self, chunks: Iterable[ChunkRef]) -> Iterator[memoryview]:
@@ -111,6 +113,19 @@ class ChunkReader:
     def where(self, name: bytes, pack: str) -> str:
         """The pack in which a chunk is found; `pack` if it is there. Raises CorruptBackup when none has it."""
         return self._find(name, pack).pack
+
+    def prove(self, packs: Iterable[PackRef]) -> None:
+        """Proves every bit of packs: of blocks that were read, their chunks were compared; the others are opened
+        now. Table and blocks are sealed, with the header; what is left is compared. Raises CorruptBackup."""
+        for pack in packs:
+            reader = self._reader(pack.name)
+            if reader.table.hash != pack.hash:
+                raise CorruptBackup(
+                    f"pack {pack.name}, which {self._name} needs, is damaged: it is another one"
+                )
+            left = [position for position, done in enumerate(self._opened[pack.name]) if not done]
+            for _ in self._pool.map(reader.authenticate, left):
+                pass
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -201,6 +216,7 @@ class ChunkReader:
             source.close()
             raise
         self._readers[pack] = source, reader
+        self._opened.setdefault(pack, bytearray(reader.table.block_count))
         while len(self._readers) > _OPEN_PACKS:
             # Blocks of it may still be on their way: they are awaited first.
             old, (oldest, _) = self._readers.popitem(last=False)
@@ -217,7 +233,7 @@ class ChunkReader:
             reader = self._reader(place.pack)
             base = place.block.base
             if base is None:
-                held = self._pool.submit(_open, reader, place.block, None)
+                held = self._pool.submit(_open, reader, place.block, None, self._opened[place.pack])
             else:
                 if depth >= _DEPTH:
                     raise CorruptBackup(f"{self._name}: a difference rests on itself")
@@ -241,7 +257,8 @@ class ChunkReader:
         def start(done: Future[Bytes]) -> None:
             try:
                 whole = done.result()[base.offset : base.offset + base.length]
-                self._pool.submit(_open, reader, row, whole).add_done_callback(settle)
+                opening = self._pool.submit(_open, reader, row, whole, self._opened[reader.name])
+                opening.add_done_callback(settle)
             except BaseException as error:  # noqa: BLE001 - it is raised to whoever asks for the block
                 opened.set_exception(error)
 
@@ -259,12 +276,13 @@ def _content(span: _Span, opened: Future[Bytes]) -> memoryview:
     return memoryview(opened.result())[start : start + span.length]
 
 
-def _open(reader: PackReader, row: BlockRow, base: Bytes | None) -> Bytes:
-    """In a thread: a block's raw bytes, each of its chunks compared with its id."""
+def _open(reader: PackReader, row: BlockRow, base: Bytes | None, opened: bytearray) -> Bytes:
+    """In a thread: a block's raw bytes, each of its chunks compared with its id. `opened`: where that is noted."""
 
     def read() -> Bytes:
         raw = reader.block(row.position, lambda _: base or b"")
         reader.compare(row.position, raw)
+        opened[row.position] = 1
         return raw
 
     return checked(reader.source, read)

@@ -108,33 +108,28 @@ class ChunkIndex:
         packs = np.searchsorted(self._first_blocks.rows, blocks, "right") - 1
         codecs = self._block_codecs.rows[blocks]
         at = np.searchsorted(self._base_blocks.rows, blocks)
-        return [
-            ChunkPlace(
-                self._packs[pack],
-                make_block_row(
-                    position,
-                    block_offset,
-                    block_length,
-                    raw,
-                    codec,
-                    self._bases.rows[base] if codec == DIFFERENCE else None,
-                ),
-                offset,
-                length,
-            )
-            for pack, position, block_offset, block_length, raw, codec, base, offset, length in zip(
-                packs.tolist(),
-                (blocks - self._first_blocks.rows[packs]).tolist(),
-                self._block_offsets.rows[blocks].tolist(),
-                self._block_lengths.rows[blocks].tolist(),
-                self._block_raws.rows[blocks].tolist(),
-                codecs.tolist(),
-                at.tolist(),
-                self._chunk_offsets.rows[rows].tolist(),
-                self._chunk_lengths.rows[rows].tolist(),
-                strict=True,
-            )
-        ]
+        found: list[ChunkPlace] = []
+        last, row = -1, None
+        for block, pack, position, block_offset, block_length, raw, codec, base, offset, length in zip(
+            blocks.tolist(),
+            packs.tolist(),
+            (blocks - self._first_blocks.rows[packs]).tolist(),
+            self._block_offsets.rows[blocks].tolist(),
+            self._block_lengths.rows[blocks].tolist(),
+            self._block_raws.rows[blocks].tolist(),
+            codecs.tolist(),
+            at.tolist(),
+            self._chunk_offsets.rows[rows].tolist(),
+            self._chunk_lengths.rows[rows].tolist(),
+            strict=True,
+        ):
+            if (
+                row is None or block != last
+            ):  # Small chunks of one file lie in one block, one after the other.
+                bases = self._bases.rows[base] if codec == DIFFERENCE else None
+                last, row = block, make_block_row(position, block_offset, block_length, raw, codec, bases)
+            found.append(ChunkPlace(self._packs[pack], row, offset, length))
+        return found
 
     def _settle(self) -> None:
         """Adds the tables that wait."""

@@ -60,6 +60,12 @@ class PackReader:
         row = self._blocks[position]
         return self._open_block(row, self._read(row.offset, row.length), resolve)
 
+    def authenticate(self, position: int) -> None:
+        """Raises CorruptBackup for a block that is not as it was sealed."""
+        row = self._blocks[position]
+        if self._sealer.open(BLOCK, position, self._read(row.offset, row.length)) is None:
+            raise CorruptBackup(f"block {position} of pack {self.name} is damaged, or of another run")
+
     def compare(self, position: int, raw: Bytes) -> None:
         """Compares the chunks of an opened block with their ids. Raises CorruptBackup."""
         view = memoryview(raw)

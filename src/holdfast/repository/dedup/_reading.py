@@ -116,12 +116,13 @@ class Reading(Catalog):
                 self._verify_from_list(metadata)
                 return
             with self.open(metadata) as stored:
+                packs = self._by_now(stored.manifest.packs, metadata.backup_id)
                 if deep:
-                    for needed in objects_of(self._storage, metadata, stored.manifest):
+                    for needed in objects_of(self._storage, metadata, stored.manifest.run, packs):
                         verify_parity(self._plain, needed)
-                self._verify_packs(stored.manifest.packs, metadata.backup_id, deep=deep)
+                self._verify_packs(packs, metadata.backup_id)
                 if deep:
-                    verify_manifest(self._storage, stored, self._keys_of, progress)
+                    verify_manifest(self._storage, stored, packs, self._keys_of, progress)
             del stack
 
     def _verify_from_list(self, metadata: BackupMetadata) -> None:
@@ -129,13 +130,17 @@ class Reading(Catalog):
         found = lists.open_list(self._state, metadata)
         if found is not None:
             with found:
-                self._verify_packs(found.packs, metadata.backup_id, deep=False)
+                self._verify_packs(self._by_now(found.packs, metadata.backup_id), metadata.backup_id)
 
-    def _verify_packs(self, packs: Sequence[PackRef], name: str, *, deep: bool) -> None:
+    def _verify_packs(self, packs: Sequence[PackRef], name: str) -> None:
+        verify_packs(self._storage, packs, name)
+        verify_keys(self._storage, packs, name)
+
+    def _by_now(self, packs: Sequence[PackRef], name: str) -> list[PackRef]:
+        """The packs that a backup needs, as they are by now."""
         moved = self._moved(packs, name)
         places = {place.name: place for pack in packs if pack.hash for place in moved.get(pack.name, [pack])}
-        verify_packs(self._storage, list(places.values()), name, deep=deep)
-        verify_keys(self._storage, list(places.values()), name)
+        return list(places.values())
 
     def _moved(self, packs: Sequence[PackRef], name: str) -> dict[str, list[PackRef]]:
         """For each pack that is not there any more, where its chunks are. Raises CorruptBackup where nobody says."""
