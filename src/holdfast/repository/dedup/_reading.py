@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 
 from holdfast.clock import Clock
-from holdfast.crypto import KeyRing
+from holdfast.crypto import KeyRing, is_age_file
 from holdfast.errors import (
     CorruptBackup,
     CredentialError,
@@ -164,7 +164,8 @@ class Reading(Catalog):
         name = names.manifest_name(metadata.backup_id)
         repository = open_repository(self._storage, create=False)
         file = stack.enter_context(self._open_object(name))
-        keys = self._opened_keys() if metadata.encrypted else None
+        # What the metadata says of it may be damaged; what lies there tells.
+        keys = self._opened_keys() if metadata.encrypted or is_age_file(file.read_at(0, 64)) else None
         reader = checked(file, lambda: ManifestReader(file, metadata, keys, name=name))
         stack.callback(reader.close)
         if reader.repository != repository:
